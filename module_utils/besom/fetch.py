@@ -1,0 +1,79 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What an HTTP server says of an artifact before it is fetched."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException
+from typing import Any, Callable
+
+from .errors import UsageError
+from .units import printable
+
+# opener(url, method=..., headers=...) returns an open response with .headers (and, as open_url of
+# Ansible does, raises urllib.error.HTTPError for a status of 400 and above).
+Opener = Callable[..., Any]
+DEFAULT_TIMEOUT = 10.0
+
+
+def plain_opener(timeout: float = DEFAULT_TIMEOUT, headers: Mapping[str, str] | None = None) -> Opener:
+    """An opener of the standard library: proxies from the environment, TLS verified. timeout in seconds."""
+
+    def open_(url: str, method: str = "GET", headers: Mapping[str, str] = headers or {}) -> Any:
+        request = urllib.request.Request(url, method=method, headers=dict(headers))  # noqa: S310 (check_url)
+        return urllib.request.urlopen(request, timeout=timeout)  # noqa: S310
+
+    return open_
+
+
+def check_url(url: Any, name: str = "url") -> str:
+    """The url, if it is http or https with a host. Raises UsageError."""
+    try:
+        parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good or any(char <= " " for char in url):
+        raise UsageError(f"{name}: {redact(str(url))} is not an http or https URL.")
+    return str(url)
+
+
+def redact(url: str) -> str:
+    """The url as it may be shown: without user, password, query and fragment, where secrets are kept."""
+    text = re.sub(r"(?<=//)[^/?#]*@", "", url)
+    return printable(re.split(r"[?#]", text)[0])
+
+
+def content_length(url: str, opener: Opener) -> int | None:
+    """Bytes of what url names: HEAD first, then a GET of its first byte; None when the server does not say.
+
+    A failing server is None too: a gate that cannot know is the caller's to decide. RFC 9110, 8.6
+    and 14.4.
+    """
+    # A compressed transfer would be counted instead of the file.
+    headers = {"Accept-Encoding": "identity"}
+    for method, more in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
+        try:
+            with opener(url, method=method, headers={**headers, **more}) as response:
+                size = _size(response)
+        except (OSError, HTTPException, ValueError):
+            continue  # many servers refuse HEAD; urllib's errors are OSErrors
+        if size is not None:
+            return size
+    return None
+
+
+def _size(response: Any) -> int | None:
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        return None
+    match = re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", response.headers.get("Content-Range", ""))
+    if match:
+        return int(match.group(1))
+    text = response.headers.get("Content-Length", "")
+    # A 206 without Content-Range gives the length of the part, not of the whole.
+    status = getattr(response, "status", None) or response.getcode()
+    return int(text) if status == 200 and re.fullmatch(r"[0-9]{1,18}", text) else None

@@ -1,0 +1,367 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Reading a store: its entries as compact tables, its usage, and what of it is not besom's to remove.
+
+Takes no lock and changes nothing, not even an atime (where O_NOATIME is allowed).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from array import array
+from dataclasses import dataclass, field
+
+from .locks import LockTable
+from .report import Noted
+from .root import Root
+from .run import Forecast, Progress, quiet
+from .selection import CHUNK, Chunk
+from .tree import (
+    TRASH,
+    Blocked,
+    Cursor,
+    Measure,
+    MountPoint,
+    can_write,
+    flags_forbid,
+    measure,
+    sticky_forbids,
+    walk,
+)
+
+# besom's own downloads, .<name>.<random>.part; the sixteen digits tell them from another tool's.
+ORPHAN = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.DOTALL)
+OLDEST = -(2**63)
+YOUNGEST = 2**63 - 1
+
+
+@dataclass
+class _Link:
+    """An inode with several links: its names in all, seen in the store, listed, counted as gone."""
+
+    links: int
+    size: int
+    seen: int = 0
+    listed: int = 0
+    gone: int = 0
+    chunk: int = -1
+    position: int = -1
+
+
+@dataclass
+class Inventory:
+    """A store as it was found.
+
+    chunks hold the entries that could be removed and are older than horizon; parents and names give
+    the directory of each (0 is the root). usage: bytes, each inode once; entries: all of them;
+    young: entries inside the grace period; oldest, newest: key (ns) of any entry; trash: left by a
+    crash, names in the root.
+    """
+
+    root: Root
+    by_mtime: bool = True
+    chunks: list[Chunk] = field(default_factory=list)
+    parents: array[int] = field(default_factory=lambda: array("I", [0]))
+    names: list[str] = field(default_factory=lambda: [""])
+    trash: list[str] = field(default_factory=list)
+    usage: int = 0
+    entries: int = 0
+    young: int = 0
+    oldest: int | None = None
+    newest: int | None = None
+    kept: Noted = field(default_factory=Noted)
+    anomalies: Noted = field(default_factory=Noted)
+    links: dict[tuple[int, int], _Link] = field(default_factory=dict)
+    # Of layout trees: the inodes with several links in each entry that has such.
+    shared: dict[str, dict[tuple[int, int], list[int]]] = field(default_factory=dict)
+
+    def chain(self, directory: int) -> list[int]:
+        """The indexes of the directories from just below the root down to this one."""
+        found = []
+        while directory:
+            found.append(directory)
+            directory = self.parents[directory]
+        return found[::-1]
+
+    def path(self, directory: int, name: str) -> str:
+        return os.path.join(self.root.path, *(self.names[i] for i in self.chain(directory)), name)
+
+    def room(self, device: int) -> Chunk:
+        """The chunk that takes the next entry."""
+        chunk = self.chunks[-1] if self.chunks else None
+        if chunk is None or chunk.device != device or len(chunk) >= CHUNK:
+            if chunk is not None:
+                chunk.seal()
+            chunk = Chunk(device, self.by_mtime)
+            self.chunks.append(chunk)
+        return chunk
+
+    def span(self, oldest: int, newest: int) -> None:
+        self.oldest = oldest if self.oldest is None else min(oldest, self.oldest)
+        self.newest = newest if self.newest is None else max(newest, self.newest)
+
+    def note(self, blocked: Blocked) -> None:
+        (self.anomalies if blocked.anomaly else self.kept).add(blocked.path, blocked.reason)
+
+    def refused(self, path: str, error: OSError) -> None:
+        """Note a directory that could not be entered."""
+        if isinstance(error, MountPoint):
+            self.kept.add(path, "is a mount point")
+        elif error.errno != errno.ENOENT:
+            self.anomalies.add(path, f"cannot be read: {error.strerror}")
+
+    def is_entry(self, name: str) -> bool:
+        """Whether a directory in the root may be an entry: trash is noted instead, lost+found left alone."""
+        if TRASH.fullmatch(name):
+            self.trash.append(name)
+            return False
+        return name != "lost+found"
+
+
+def read_files(
+    root: Root,
+    lru: bool = False,
+    horizon: int = YOUNGEST,
+    grace: int = YOUNGEST,
+    only: re.Pattern[str] | None = None,
+    forecast: Forecast | None = None,
+    progress: Progress = quiet,
+) -> Inventory:
+    """The inventory of layout `files`: every regular file and symlink, however deep.
+
+    lru: age is the later of atime and mtime. horizon: an entry whose key (ns) is not below it is
+    counted and not listed; grace: the youngest key that may go. only: other names are no entries.
+    """
+    found = Inventory(root, by_mtime=not lru)
+    forecast = forecast or Forecast()
+    cursor, table = Cursor(root), LockTable()
+    mounted, locked, links = cursor.mounted, table.inodes, found.links
+    # The index of each directory on the way from the root to where the cursor stands.
+    way: list[int] = []
+
+    def scan() -> list[str]:
+        fd, depth = cursor.fd, cursor.depth
+        own = os.fstat(fd)
+        del way[depth:]
+        if depth:
+            found.parents.append(way[depth - 1])
+            found.names.append(cursor.name)
+            if (own.st_dev, own.st_ino) in forecast.tops:
+                way.append(0)
+                return []
+        way.append(len(found.names) - 1)
+        here = way[depth]
+        if depth and own.st_ino in locked:
+            holder = table.holder(own.st_dev, own.st_ino)
+            if holder:
+                found.kept.add(cursor.path(), f"in use: locked by {holder}")
+                return []
+        flags = flags_forbid(fd)
+        forbidden = f"is {flags}" if flags else "" if can_write(fd) else "cannot be written"
+        sticky = bool(own.st_mode & stat.S_ISVTX)
+        usage = entries = young = unremovable = 0
+        oldest, newest = YOUNGEST, OLDEST
+        chunk: Chunk | None = None
+        subdirs = []
+        with os.scandir(fd) as names:
+            for entry in names:
+                name = entry.name
+                # d_type tells a directory without touching what may be a mount.
+                if entry.is_dir(follow_symlinks=False):
+                    if depth or found.is_entry(name):
+                        subdirs.append(name)
+                    continue
+                if name in mounted and cursor.is_mount(name):
+                    found.kept.add(cursor.path(name), "is a mount point")
+                    continue
+                try:
+                    st = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                kind = st.st_mode & 0o170000
+                if kind != 0o100000 and kind != 0o120000:
+                    found.kept.add(cursor.path(name), "is a socket, FIFO or device")
+                    continue
+                if only is not None and not only.fullmatch(name):
+                    continue
+                if forecast.tops and (st.st_dev, st.st_ino) in forecast.tops:
+                    continue
+                entries += 1
+                size = st.st_blocks * 512
+                key = mtime = st.st_mtime_ns
+                if lru and st.st_atime_ns > key:
+                    key = st.st_atime_ns
+                if key < oldest:
+                    oldest = key
+                if key > newest:
+                    newest = key
+                link = None
+                if st.st_nlink > 1:
+                    ident = (st.st_dev, st.st_ino)
+                    link = links.get(ident)
+                    if link is None:
+                        link = links[ident] = _Link(st.st_nlink - forecast.links.get(ident, 0), size)
+                        usage += size
+                    link.seen += 1
+                    size = 0  # its last link gets it, once all are known
+                else:
+                    usage += size
+                if key >= horizon:
+                    young += key > grace
+                    continue
+                if st.st_ino in locked:
+                    holder = table.holder(st.st_dev, st.st_ino)
+                    if holder:
+                        found.kept.add(cursor.path(name), f"in use: locked by {holder}")
+                        continue
+                if forbidden or (sticky and sticky_forbids(own, st)):
+                    unremovable += 1
+                    continue
+                if chunk is None or chunk.device != st.st_dev or len(chunk.mtime) >= CHUNK:
+                    chunk = found.room(st.st_dev)
+                if link is not None:
+                    link.listed += 1
+                    link.chunk, link.position = len(found.chunks) - 1, len(chunk.mtime)
+                chunk.open_names.append(name)
+                chunk.where.append(here)
+                chunk.inode.append(st.st_ino)
+                chunk.mtime.append(mtime)
+                chunk.size.append(st.st_size)
+                chunk.bytes.append(size)
+                if lru:
+                    chunk.key.append(key)
+        if unremovable:
+            why = forbidden or "is sticky, and they belong to others"
+            found.anomalies.add(
+                cursor.path(), f"{unremovable} files kept: their directory {why}", unremovable
+            )
+        found.usage += usage
+        found.entries += entries
+        found.young += young
+        if entries:
+            found.span(oldest, newest)
+        progress("scan", found.entries, 0)
+        return subdirs
+
+    try:
+        walk(cursor, scan, refused=lambda name, error: found.refused(cursor.path(name), error))
+    except OSError as error:
+        found.refused(root.path, error)
+    if found.chunks:
+        found.chunks[-1].seal()
+    for link in links.values():
+        # A name that stays keeps the inode: then its bytes go with none of the others.
+        if link.listed and link.listed == link.seen:
+            freed = link.size if link.seen >= link.links else 0
+            found.chunks[link.chunk].set_bytes(link.position, link.size, freed)
+    return found
+
+
+def read_trees(
+    root: Root,
+    lru: bool = False,
+    horizon: int = YOUNGEST,
+    grace: int = YOUNGEST,
+    thorough: bool = False,
+    forecast: Forecast | None = None,
+    progress: Progress = quiet,
+) -> Inventory:
+    """The inventory of layout `trees`: each directory in the root, whole.
+
+    Parameters as in read_files; thorough as in tree.measure. What else is in the root counts as
+    usage and is never an entry.
+    """
+    found = Inventory(root, by_mtime=False)
+    forecast = forecast or Forecast()
+    cursor, table = Cursor(root), LockTable()
+    listed: list[tuple[int, int, str, Measure]] = []
+    links = found.links
+
+    def add(one: Measure) -> None:
+        """Count the usage of one tree, each shared inode for the whole store once."""
+        found.usage += one.bytes
+        for ident, (names, count, size) in one.shared.items():
+            link = links.get(ident)
+            if link is None:
+                link = links[ident] = _Link(count - forecast.links.get(ident, 0), size)
+            else:
+                found.usage -= size
+            link.seen += names
+
+    writable = can_write(root.fd)
+    sticky = os.fstat(root.fd)
+    with os.scandir(root.fd) as names:
+        children = [entry.name for entry in names if entry.is_dir(follow_symlinks=False)]
+    found.usage = _loose(cursor, set(children))
+    for name in children:
+        if not found.is_entry(name):
+            continue
+        try:
+            cursor.enter(name)
+        except OSError as error:
+            found.refused(cursor.path(name), error)
+            continue
+        if cursor.ident in forecast.tops:
+            cursor.rise(0)
+            continue
+        own = os.fstat(cursor.fd)
+        one = measure(cursor, table, thorough)
+        cursor.rise(0)
+        found.entries += 1
+        add(one)
+        progress("scan", found.entries, 0)
+        key = one.used if lru else one.newest
+        found.span(key, key)
+        if key >= horizon:
+            found.young += key > grace
+        elif one.blocked:
+            found.note(one.blocked)
+        elif not writable:
+            found.note(Blocked(cursor.path(name), "cannot be removed: the store cannot be written", True))
+        elif sticky_forbids(sticky, own):
+            found.note(Blocked(cursor.path(name), "belongs to another user, in a sticky directory", True))
+        else:
+            listed.append((key, one.inode, name, one))
+            if one.shared:
+                found.shared[name] = one.shared
+    # A shared inode's bytes go with the last entry, in the order of removal, that has a name of it.
+    for key, inode, name, one in sorted(listed, key=lambda row: row[:2]):
+        size = one.bytes
+        freed = size
+        for ident, (count, _, shared) in one.shared.items():
+            link = links[ident]
+            link.gone += count
+            last = link.gone == link.seen
+            size -= 0 if last else shared
+            freed -= 0 if last and link.seen >= link.links else shared
+        chunk = found.room(one.device)
+        chunk.open_names.append(name)
+        chunk.where.append(0)
+        chunk.inode.append(inode)
+        chunk.mtime.append(one.newest)
+        chunk.size.append(one.count)
+        chunk.key.append(key)
+        chunk.set_bytes(len(chunk.bytes), size, freed)
+    if found.chunks:
+        found.chunks[-1].seal()
+    return found
+
+
+def _loose(cursor: Cursor, directories: set[str]) -> int:
+    """Bytes of what lies in the root of a store of trees and is no directory."""
+    size = 0
+    seen = set()
+    with os.scandir(cursor.fd) as names:
+        for entry in names:
+            if entry.name in directories or (entry.name in cursor.mounted and cursor.is_mount(entry.name)):
+                continue
+            try:
+                st = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue
+            if (st.st_dev, st.st_ino) not in seen:
+                size += st.st_blocks * 512
+                seen.add((st.st_dev, st.st_ino))
+    return size

@@ -1,0 +1,204 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""flock on directories and files, who holds one, and the writer lock of a store."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Callable, Protocol
+
+from .errors import BesomError, LockHeld
+from .shutdown import Shutdown
+from .units import format_duration, printable
+
+# Short enough that a release is noticed within 20 ms, long enough to cost next to nothing.
+POLL_S = 0.01
+_REFUSED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EINVAL)
+
+
+class FlockUnsupported(BesomError):
+    """The file system refuses flock, or lets two holders have it at once."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a lock; command and since (epoch seconds of its start) where /proc shows them."""
+
+    pid: int
+    command: str = ""
+    since: float | None = None
+
+    def __str__(self) -> str:
+        if self.pid <= 0:
+            return "a process that cannot be seen from here (in another pid namespace, perhaps)"
+        text = f"pid {self.pid}"
+        if self.command:
+            text += f" ({printable(self.command)})"
+        else:
+            text += " (gone; a child of it may hold the descriptor)"
+        if self.since is not None:
+            text += time.strftime(", running since %Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return text
+
+    def to_dict(self) -> dict[str, object]:
+        return {"pid": self.pid, "command": printable(self.command), "since": self.since}
+
+
+def describe(pid: int) -> Holder:
+    """The holder with this pid, as /proc shows it (proc(5): comm, cmdline, stat field 22)."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            words = stream.read(4096).rstrip(b"\0").split(b"\0")
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            name, _, rest = stream.read().rpartition(b")")
+        ticks = int(rest.split()[19])
+        with open("/proc/stat", "rb") as stream:
+            boot = next(int(line.split()[1]) for line in stream if line.startswith(b"btime "))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return Holder(pid)
+    command = b" ".join(words[:4]) or name.partition(b"(")[2]
+    return Holder(pid, os.fsdecode(command)[:120], boot + ticks / os.sysconf("SC_CLK_TCK"))
+
+
+class LockTable:
+    """One reading of /proc/locks: which inodes are locked (flock, fcntl or lease), and by whom.
+
+    It costs one read for any number of files and takes no lock, so a plan can ask it. Locks of
+    processes that this pid namespace cannot see are not in it; locks of this process are left out.
+    """
+
+    def __init__(self, text: bytes | None = None) -> None:
+        if text is None:
+            try:
+                with open("/proc/locks", "rb") as stream:
+                    text = stream.read()
+            except OSError:
+                text = b""
+        self._pids: dict[tuple[int, int], list[int]] = {}
+        own = os.getpid()
+        for line in text.split(b"\n"):
+            words = line.split()
+            if len(words) < 8 or words[1] == b"->":
+                continue
+            try:
+                major, minor, inode = words[5].split(b":")
+                key = _key(os.makedev(int(major, 16), int(minor, 16)), int(inode))
+                pid = int(words[4])
+            except ValueError:
+                continue
+            if pid != own:
+                self._pids.setdefault(key, []).append(pid)
+        # Looked at for every file: a set of plain numbers, empty more often than not.
+        self.inodes = frozenset(inode for _, inode in self._pids)
+
+    def holder(self, dev: int, inode: int) -> Holder | None:
+        """Another process that holds a lock on this inode, if one is known."""
+        pids = self._pids.get(_key(dev, inode)) if inode in self.inodes else None
+        return describe(pids[0]) if pids else None
+
+
+def _key(dev: int, inode: int) -> tuple[int, int]:
+    # btrfs and overlayfs show one anonymous device number to stat and another in /proc/locks.
+    return (dev if os.major(dev) else 0, inode)
+
+
+def holder_of(fd: int) -> Holder:
+    """Who holds a lock on the file that fd is open on; pid 0 when that cannot be seen."""
+    st = os.fstat(fd)
+    return LockTable().holder(st.st_dev, st.st_ino) or Holder(0)
+
+
+def try_flock(fd: int) -> bool:
+    """Take flock EX on fd without waiting; False when another holds it.
+
+    Raises FlockUnsupported where the file system has no flock (NFS: EBADF for a directory).
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _REFUSED:
+            raise FlockUnsupported(f"flock does not work here ({error.strerror})") from error
+        raise
+    return True
+
+
+def prove_flock(fd: int) -> None:
+    """Make sure that the flock held on directory fd keeps others out, with a second open description.
+
+    Raises FlockUnsupported when a second holder is let in: there a lock proves nothing.
+    """
+    second = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        if try_flock(second):
+            raise FlockUnsupported("flock keeps nobody out on this file system")
+    finally:
+        os.close(second)
+
+
+class Lockable(Protocol):
+    """A directory that can be opened and found moved: what the writer lock needs of a root."""
+
+    path: str
+
+    @property
+    def fd(self) -> int: ...
+
+    def is_current(self) -> bool: ...
+
+    def reopen(self) -> None: ...
+
+
+@contextlib.contextmanager
+def writer_lock(
+    root: Lockable,
+    timeout: float,
+    shutdown: Shutdown,
+    option: str = "lock_timeout",
+    waiting: Callable[[str], None] = lambda message: None,
+) -> Iterator[float]:
+    """Hold the writer lock of a store: flock EX on the directory itself; yields the seconds waited.
+
+    timeout in seconds, 0 = do not wait. waiting is told once, in a sentence, who is waited for. The
+    descriptor does not survive exec, so no child holds the lock on. Raises LockHeld after timeout,
+    naming path, holder and option, Interrupted on a signal, BesomError where flock does not work.
+    """
+    start = time.monotonic()
+    told = False
+    while True:
+        try:
+            won = try_flock(root.fd)
+            if won and root.is_current():
+                prove_flock(root.fd)
+                break
+        except FlockUnsupported as error:
+            raise BesomError(
+                f"{printable(root.path)}: {error}; besom cannot guard this store against a second writer, "
+                "so it leaves it alone."
+            ) from error
+        if won:
+            # The path names another directory by now: the lock of the old one guards nothing.
+            root.reopen()
+            continue
+        waited = time.monotonic() - start
+        if waited >= timeout:
+            raise LockHeld(
+                f"{printable(root.path)} is locked by {holder_of(root.fd)}; "
+                f"waited {format_duration(round(waited, 1))}. Let it finish, or raise {option}."
+            )
+        if not told:
+            told = True
+            waiting(f"Waiting for {printable(root.path)}, locked by {holder_of(root.fd)}.")
+        time.sleep(min(POLL_S, timeout - waited))
+        shutdown.check(f"waiting for the lock of {printable(root.path)}")
+    try:
+        yield time.monotonic() - start if told else 0.0
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(root.fd, fcntl.LOCK_UN)

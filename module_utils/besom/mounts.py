@@ -1,0 +1,78 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Which mount a descriptor is on, and which mounts there are, without touching what may hang.
+
+stat, fstat and statvfs on a FUSE mount whose server is stopped block for ever. Opening with O_PATH,
+and reading /proc/self/fdinfo and /proc/self/mountinfo (proc(5)), do not ask the server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+_MNT_ID = re.compile(rb"^mnt_id:\s*(\d+)", re.MULTILINE)
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo; device is the `major:minor` of the whole file system."""
+
+    id: int
+    parent: int
+    device: str
+    path: str
+    options: str
+    fstype: str
+    source: str
+
+
+def mnt_id(fd: int) -> int:
+    """The id of the mount that fd (O_PATH will do) is on. Raises OSError where /proc is not mounted."""
+    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        match = _MNT_ID.search(os.read(info, 512))
+    finally:
+        os.close(info)
+    if match is None:
+        raise OSError(f"/proc/self/fdinfo/{fd} has no mnt_id")
+    return int(match.group(1))
+
+
+def parse_mountinfo(text: bytes) -> list[Mount]:
+    """The mounts in the text of a mountinfo file; lines that do not fit the format are left out."""
+    mounts = []
+    for line in text.split(b"\n"):
+        before, separator, after = line.partition(b" - ")
+        head, tail = before.split(b" "), after.split(b" ")
+        if not separator or len(head) < 6 or len(tail) < 2 or not (head[0].isdigit() and head[1].isdigit()):
+            continue
+        path, source = (
+            os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m.group(1), 8) & 255]), b))
+            for b in (head[4], tail[1])
+        )
+        words = [os.fsdecode(b) for b in (head[2], head[5], tail[0])]
+        mounts.append(Mount(int(head[0]), int(head[1]), words[0], path, words[1], words[2], source))
+    return mounts
+
+
+def mounts() -> list[Mount]:
+    """The mounts of this process's mount namespace."""
+    with open("/proc/self/mountinfo", "rb") as stream:
+        return parse_mountinfo(stream.read())
+
+
+def mount_of(fd: int) -> Mount | None:
+    """The mount that fd is on; None when this namespace does not list it."""
+    wanted = mnt_id(fd)
+    return next((mount for mount in mounts() if mount.id == wanted), None)
+
+
+def names_mounted_on(parent: int) -> frozenset[str]:
+    """Last components of the mount points directly on the mount with id parent.
+
+    A file can be a mount point as well, and a stat of it asks the file system mounted there: a name
+    in this set is looked at by O_PATH first.
+    """
+    return frozenset(os.path.basename(m.path) for m in mounts() if m.parent == parent and m.id != parent)

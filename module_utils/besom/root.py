@@ -1,0 +1,183 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Opening the directory that a store or a sweep is bounded by, and refusing the ones that must never be."""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+from typing import Any
+
+from .errors import UsageError
+from .mounts import mnt_id, mounts
+from .units import printable
+
+# And /lib*, which glob finds.
+_SYSTEM = (
+    *("/", "/bin", "/boot", "/dev", "/etc", "/home", "/opt", "/proc"),
+    *("/root", "/run", "/sbin", "/srv", "/sys", "/usr", "/var"),
+)
+# Fine by the design, whatever a password database says.
+_ALLOWED = ("/tmp", "/var/tmp")  # noqa: S108
+_MAX_LINKS = 40
+# File systems that may wait for a server, so that even a stat of them can hang.
+_REMOTE = ("nfs", "cifs", "smb", "fuse", "autofs", "ceph", "9p", "afs", "gluster", "lustre")
+
+
+def open_directory(name: str, dir_fd: int | None = None) -> int:
+    """A descriptor of directory name, for reading; does not change its atime where the kernel allows it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags | os.O_NOATIME, dir_fd=dir_fd)
+    except PermissionError:
+        # O_NOATIME is for the owner only, open(2).
+        return os.open(name, flags, dir_fd=dir_fd)
+
+
+class Root:
+    """An open directory that work is bounded by. Close it, or use it in a with statement."""
+
+    def __init__(self, path: str) -> None:
+        """Open path by its components; raises UsageError when it is missing, not a directory or refused."""
+        self.path = os.path.join(os.getcwd(), path)
+        self.fd = -1
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the directory that the path names now."""
+        self.close()
+        self.fd = _open_checked(self.path)
+        st = os.fstat(self.fd)
+        self.ident = (st.st_dev, st.st_ino)
+        self.mnt_id = mnt_id(self.fd)
+        self.real = os.readlink(f"/proc/self/fd/{self.fd}")
+        try:
+            _refuse(self)
+        except UsageError:
+            self.close()
+            raise
+
+    def is_current(self) -> bool:
+        """Whether the path still names this directory."""
+        try:
+            fd = _open_checked(self.path)
+        except UsageError:
+            return False
+        try:
+            st = os.fstat(fd)
+            return (st.st_dev, st.st_ino) == self.ident
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Root:
+        return self
+
+    def __exit__(self, *_exc: Any) -> None:
+        self.close()
+
+
+def refuse_overlap(roots: list[Root]) -> None:
+    """Raise UsageError when one store is, or lies inside, another: two policies would fight over it."""
+    for i, one in enumerate(roots):
+        for other in roots[i + 1 :]:
+            if one.ident == other.ident or _inside(one.real, other.real) or _inside(other.real, one.real):
+                raise UsageError(
+                    f"Stores {printable(one.path)} and {printable(other.path)} overlap; "
+                    "give each a directory of its own."
+                )
+
+
+def _inside(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(parent.rstrip("/") + "/")
+
+
+def _open_checked(path: str) -> int:
+    """Open path one component at a time (CVE-2018-6954: O_NOFOLLOW on the last one is not enough)."""
+    shown = printable(path)
+    if "\0" in path or not path.startswith("/"):
+        raise UsageError(f"{shown} is not an absolute path.")
+    todo = [part for part in path.split("/") if part not in ("", ".")][::-1]
+    if len(todo) > 2000:
+        raise UsageError(f"{shown[:80]}... has too many components.")
+    links = 0
+    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while todo:
+            name = todo.pop()
+            # Without O_DIRECTORY the last component cannot trigger an automount.
+            step = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            try:
+                target = os.readlink("", dir_fd=step)
+            except OSError:
+                # Not a symlink; readlink answers that without asking a file system that may hang.
+                os.close(here)
+                here = step
+                continue
+            try:
+                links += 1
+                if not todo:
+                    raise UsageError(f"{shown} is a symlink; name the directory that it points to.")
+                _trust_link(shown, name, step, here)
+                if links > _MAX_LINKS:
+                    raise UsageError(f"{shown} leads through too many symlinks.")
+            finally:
+                os.close(step)
+            todo += [part for part in target.split("/") if part not in ("", ".")][::-1]
+            if target.startswith("/"):
+                os.close(here)
+                here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return open_directory(".", here)
+    except FileNotFoundError:
+        raise UsageError(f"{shown} does not exist; create it, or correct the path.") from None
+    except NotADirectoryError:
+        raise UsageError(f"{shown} is not a directory.") from None
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be opened: {error.strerror}.") from error
+    finally:
+        os.close(here)
+
+
+def _trust_link(shown: str, name: str, link: int, parent: int) -> None:
+    st, directory = os.fstat(link), os.fstat(parent)
+    trusted = (0, os.geteuid())
+    if st.st_uid not in trusted or directory.st_uid not in trusted or directory.st_mode & 0o022:
+        raise UsageError(
+            f"{shown} leads through the symlink {printable(name)}, which others could redirect; "
+            "name the real directory."
+        )
+
+
+def _refuse(root: Root) -> None:
+    """Refuse system directories, homes and what contains one, by inode and not by spelling."""
+    refused = dict.fromkeys([*_SYSTEM, *glob.glob("/lib*")], "a system directory")
+    for user in pwd.getpwall():
+        if user.pw_dir.startswith("/"):
+            refused.setdefault(os.path.normpath(user.pw_dir), f"the home directory of {user.pw_name}")
+    for path in _ALLOWED:
+        refused.pop(path, None)
+    remote = tuple(mount.path.rstrip("/") + "/" for mount in mounts() if mount.fstype.startswith(_REMOTE))
+    seen = set()
+    for path, what in refused.items():
+        within = path
+        while within not in seen:
+            seen.add(within)
+            # A stat could hang on a remote one: there the path that the kernel gives has to do.
+            hangs = (within + "/").startswith(remote)
+            found = within == root.real if hangs else _ident(within) == root.ident
+            if found:
+                how = f"it is {what}" if within == path else f"it contains {printable(path)}, {what}"
+                raise UsageError(f"{printable(root.path)} is refused: {how}; name a directory of its own.")
+            within = os.path.dirname(within)
+
+
+def _ident(path: str) -> tuple[int, int] | None:
+    try:
+        st = os.stat(path)
+    except OSError:
+        return None
+    return (st.st_dev, st.st_ino)

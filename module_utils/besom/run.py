@@ -1,0 +1,57 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""How a piece of work is to be run: what every operation takes beside its request."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Callable
+
+from .mounts import Mount
+from .shutdown import Shutdown
+
+# progress(phase, done, total): total is 0 while it is not known.
+Progress = Callable[[str, int, int], None]
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """The progress that nobody watches."""
+
+
+def unheard(message: str) -> None:
+    """The message that nobody reads."""
+
+
+@dataclass
+class Forecast:
+    """What dry runs before this one would have removed, so that nothing is counted twice.
+
+    tops: identities (device, inode) of whole trees and temps; links: links removed of each inode that
+    had several; freed: bytes by the device of the file system.
+    """
+
+    tops: set[tuple[int, int]] = field(default_factory=set)
+    links: dict[tuple[int, int], int] = field(default_factory=dict)
+    freed: dict[str, int] = field(default_factory=dict)
+
+    def free(self, mount: Mount | None, size: int) -> None:
+        """Note that size bytes would be freed on the file system of mount."""
+        if mount is not None:
+            self.freed[mount.device] = self.freed.get(mount.device, 0) + size
+
+
+@dataclass
+class Run:
+    """dry_run: plan only. lock_timeout in seconds, 0 = do not wait; lock_option: what to call it in messages.
+
+    waiting is told in a sentence whom a lock is waited for; now gives ns since the epoch.
+    """
+
+    dry_run: bool = False
+    lock_timeout: float = 30.0
+    lock_option: str = "lock_timeout"
+    shutdown: Shutdown = field(default_factory=Shutdown)
+    progress: Progress = quiet
+    waiting: Callable[[str], None] = unheard
+    now: Callable[[], int] = time.time_ns
+    forecast: Forecast = field(default_factory=Forecast)

@@ -1,0 +1,188 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Which entries go: the shortest run of the oldest that reaches every goal, out of compact tables.
+
+A million entries are arrays here (about 50 bytes each) and never a million Python objects.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Callable
+
+CHUNK = 4096
+_BUCKETS = 1024
+_FEW = 4096
+
+
+class Chunk:
+    """Up to CHUNK entries of one device, a column each.
+
+    where: index of the directory; inode, mtime (ns), size: identity (size: bytes of a file, inodes of
+    a tree); key: age by the store's order (ns); bytes: usage that goes with the entry; freed: what
+    the file system gets back. victims is 1 for each entry that the plan removes.
+    """
+
+    def __init__(self, device: int, by_mtime: bool = False) -> None:
+        """by_mtime: the order goes by mtime, so that one column serves as both."""
+        self.device = device
+        self.open_names: list[str] = []
+        self._names = b""
+        self.where = array("I")
+        self.inode = array("Q")
+        self.mtime = array("q")
+        self.size = array("q")
+        self.key = self.mtime if by_mtime else array("q")
+        self.bytes = array("Q")
+        self.freed = self.bytes
+        self.victims = bytearray()
+
+    def __len__(self) -> int:
+        return len(self.mtime)
+
+    def seal(self) -> None:
+        """No more entries: pack the names."""
+        # NUL is the one byte that no name contains.
+        self._names = os.fsencode("\0".join(self.open_names))
+        self.open_names = []
+        self.victims = bytearray(len(self))
+
+    @property
+    def names(self) -> list[str]:
+        return os.fsdecode(self._names).split("\0")
+
+    def set_bytes(self, position: int, size: int, freed: int) -> None:
+        """Set what goes with an entry; position may be one past the end, to append."""
+        if freed != size and self.freed is self.bytes:
+            self.freed = self.bytes[:]
+        self.bytes[position : position + 1] = array("Q", [size])
+        if self.freed is not self.bytes:
+            self.freed[position : position + 1] = array("Q", [freed])
+
+    def drop(self, positions: set[int]) -> None:
+        """Take these entries out of the table."""
+        stay = bytearray(position not in positions for position in range(len(self)))
+        self._names = os.fsencode("\0".join(compress(self.names, stay)))
+        packed: dict[int, array[int]] = {}
+        for column in ("where", "inode", "mtime", "size", "key", "bytes", "freed"):
+            values: array[int] = getattr(self, column)
+            # Columns that are one array stay one.
+            if id(values) not in packed:
+                packed[id(values)] = array(values.typecode, compress(values, stay))
+            setattr(self, column, packed[id(values)])
+        self.victims = bytearray(len(self))
+
+
+@dataclass
+class Goals:
+    """What is to be reached: shed bytes of usage, free bytes of the file system, drop entries.
+
+    before: entries whose key is smaller go in any case (ns).
+    """
+
+    shed: int = 0
+    free: int = 0
+    drop: int = 0
+    before: int = -(2**63)
+
+    def reached(self, count: int, size: int, freed: int) -> bool:
+        return count >= self.drop and size >= self.shed and freed >= self.free
+
+    def less(self, count: int, size: int, freed: int) -> Goals:
+        return replace(self, drop=self.drop - count, shed=self.shed - size, free=self.free - freed)
+
+
+def choose(chunks: list[Chunk], goals: Goals) -> Goals:
+    """Mark the victims in chunks; returns what of the goals they leave unreached (<= 0: reached).
+
+    The order is by key, then inode, then place in the walk, so one input gives one plan. No victim
+    can be left out at the young end without missing a goal.
+    """
+    for chunk in chunks:
+        for i, key in enumerate(chunk.key):
+            chunk.victims[i] = key < goals.before
+        goals = goals.less(*_tally(chunk))
+    if goals.reached(0, 0, 0):
+        return goals
+
+    def by_key(lo: int, hi: int) -> Iterator[tuple[int, int, int]]:
+        for chunk in chunks:
+            for row in zip(chunk.key, chunk.bytes, chunk.freed):
+                if lo <= row[0] <= hi:
+                    yield row
+
+    def by_inode(lo: int, hi: int) -> Iterator[tuple[int, int, int]]:
+        for chunk in chunks:
+            for key, *row in zip(chunk.key, chunk.inode, chunk.bytes, chunk.freed):
+                if key == oldest and lo <= row[0] <= hi:
+                    yield row[0], row[1], row[2]
+
+    keys = [k for chunk in chunks if len(chunk) for k in (min(chunk.key), max(chunk.key))]
+    if not keys:
+        return goals
+    oldest, youngest, goals, few = _narrow(by_key, max(goals.before, min(keys)), max(keys), goals)
+    low, high = 0, 2**64 - 1
+    if not few:
+        inodes = [i for chunk in chunks if len(chunk) for i in (min(chunk.inode), max(chunk.inode))]
+        low, high, goals, few = _narrow(by_inode, min(inodes), max(inodes), goals)
+    last: list[tuple[int, int, int, int]] = []
+    for n, chunk in enumerate(chunks):
+        for i, (key, inode) in enumerate(zip(chunk.key, chunk.inode)):
+            if key < oldest or (key == oldest and inode < low):
+                chunk.victims[i] = 1
+            elif key <= youngest and inode <= high and not chunk.victims[i]:
+                last.append((key, inode, n, i))
+    for _, _, n, i in sorted(last):
+        if goals.reached(0, 0, 0):
+            break
+        chunk = chunks[n]
+        chunk.victims[i] = 1
+        goals = goals.less(1, chunk.bytes[i], chunk.freed[i])
+    return goals
+
+
+def _tally(chunk: Chunk) -> tuple[int, int, int]:
+    victims = chunk.victims
+    size = sum(compress(chunk.bytes, victims))
+    return sum(victims), size, size if chunk.freed is chunk.bytes else sum(compress(chunk.freed, victims))
+
+
+def tally(chunks: Iterable[Chunk]) -> tuple[int, int, int]:
+    """(entries, usage bytes, freed bytes) of all victims."""
+    count = size = freed = 0
+    for chunk in chunks:
+        one = _tally(chunk)
+        count, size, freed = count + one[0], size + one[1], freed + one[2]
+    return count, size, freed
+
+
+def _narrow(
+    rows: Callable[[int, int], Iterable[tuple[int, int, int]]], lo: int, hi: int, goals: Goals
+) -> tuple[int, int, Goals, bool]:
+    """Narrow lo..hi until the value at which the goals are reached is known, or few rows are left.
+
+    rows(lo, hi) gives (value, bytes, freed) of the rows in that range. Returns lo, hi, the goals less
+    all rows below lo, and whether few rows are left in lo..hi.
+    """
+    while lo < hi:
+        width = (hi - lo) // _BUCKETS + 1
+        buckets = [[0, 0, 0] for _ in range((hi - lo) // width + 1)]
+        for value, size, freed in rows(lo, hi):
+            bucket = buckets[(value - lo) // width]
+            bucket[0] += 1
+            bucket[1] += size
+            bucket[2] += freed
+        for bucket in buckets:
+            if goals.reached(*bucket):
+                break
+            goals = goals.less(*bucket)
+            lo += width
+        else:
+            return lo, hi, goals, True
+        hi = min(hi, lo + width - 1)
+        if bucket[0] <= _FEW:
+            return lo, hi, goals, True
+    return lo, hi, goals, False

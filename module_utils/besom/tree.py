@@ -1,0 +1,489 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Walking, measuring and removing trees as root in directories that others can write.
+
+Every step is relative to an open directory and never follows a symlink (CVE-2017-18925,
+CVE-2022-21658); walks are iterative, so no depth overflows anything (CVE-2021-3997), with a bounded
+number of open descriptors; no other mount is entered, or touched where that could hang.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import re
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Callable
+
+from .locks import FlockUnsupported, LockTable, holder_of, try_flock
+from .mounts import mnt_id, names_mounted_on
+from .root import Root, open_directory
+from .units import printable
+
+TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}")
+CHANGED = "changed_since_plan"
+
+# linux/fs.h; the value of _IOR('f', 1, long) where long has 64 bits, and where it has 32.
+_FS_IOC_GETFLAGS = 0x80086601 if array.array("l").itemsize == 8 else 0x80046601
+_IMMUTABLE, _APPEND = 0x10, 0x20
+_OPEN_AT_ONCE = 16
+_RESCANS = 3
+
+
+class MountPoint(OSError):
+    """The name is a mount point: never entered, never removed."""
+
+
+class Moved(OSError):
+    """A directory was moved away during the walk; the cursor stands at the nearest ancestor still open."""
+
+
+@dataclass
+class _Frame:
+    name: str
+    fd: int
+    ident: tuple[int, int]
+
+
+class Cursor:
+    """A place in the tree below root, held as open descriptors: the root's and the last sixteen.
+
+    A parent whose descriptor was closed is found again by `..`, and only if it is the same inode.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._frames = [_Frame("", root.fd, root.ident)]
+        # Files can be mount points too; those names are looked at with O_PATH before any stat.
+        self.mounted = names_mounted_on(root.mnt_id)
+
+    @property
+    def fd(self) -> int:
+        return self._frames[-1].fd
+
+    @property
+    def ident(self) -> tuple[int, int]:
+        return self._frames[-1].ident
+
+    @property
+    def depth(self) -> int:
+        return len(self._frames) - 1
+
+    @property
+    def name(self) -> str:
+        return self._frames[-1].name
+
+    def path(self, name: str = "") -> str:
+        """Where name would be, from the root's own path on."""
+        parts = [frame.name for frame in self._frames[1:]]
+        return os.path.join(self._root.path, *parts, *([name] if name else []))
+
+    def enter(self, name: str) -> None:
+        """Step into directory name. Raises MountPoint, or OSError (ELOOP and ENOTDIR for what is none)."""
+        step = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            if mnt_id(step) != self._root.mnt_id:
+                raise MountPoint(errno.EXDEV, "is a mount point", name)
+            fd = open_directory(".", step)
+        finally:
+            os.close(step)
+        st = os.fstat(fd)
+        self._frames.append(_Frame(name, fd, (st.st_dev, st.st_ino)))
+        spare = len(self._frames) - 1 - _OPEN_AT_ONCE
+        if spare > 0:
+            self._close(self._frames[spare])
+
+    def leave(self) -> str:
+        """Step back to the parent; returns the name that was left. Raises Moved."""
+        child = self._frames.pop()
+        parent = self._frames[-1]
+        try:
+            if parent.fd < 0 and not self._reopen(parent, child.fd):
+                while self.fd < 0:
+                    self._frames.pop()
+                raise Moved(errno.ESTALE, "was moved away during the walk", child.name)
+        finally:
+            self._close(child)
+        return child.name
+
+    def rise(self, depth: int) -> None:
+        """Leave until the cursor stands no deeper than depth."""
+        while self.depth > depth:
+            with suppress(Moved):
+                self.leave()
+
+    def is_mount(self, name: str) -> bool:
+        """Whether name, directory or file, is a mount point; False when it is gone."""
+        try:
+            step = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError:
+            return False
+        try:
+            return mnt_id(step) != self._root.mnt_id
+        finally:
+            os.close(step)
+
+    def _reopen(self, parent: _Frame, child: int) -> bool:
+        try:
+            fd = open_directory("..", child)
+        except OSError:
+            return False
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) != parent.ident or mnt_id(fd) != self._root.mnt_id:
+            os.close(fd)
+            return False
+        parent.fd = fd
+        return True
+
+    def _close(self, frame: _Frame) -> None:
+        if frame.fd >= 0 and frame.fd != self._root.fd:
+            os.close(frame.fd)
+            frame.fd = -1
+
+
+def walk(
+    cursor: Cursor,
+    scan: Callable[[], list[str]],
+    left: Callable[[str], None] = lambda name: None,
+    refused: Callable[[str, OSError], None] = lambda name, error: None,
+) -> None:
+    """Walk depth first from where cursor stands, and come back to it.
+
+    scan() reads the directory that cursor stands in and returns the subdirectories to enter, last one
+    first; left(name) is called in the parent after each; refused(name, error) for each that could not
+    be entered (MountPoint, Moved or another OSError).
+    """
+    start = cursor.depth
+    todo = [scan()]
+    while todo:
+        if todo[-1]:
+            name = todo[-1].pop()
+            try:
+                cursor.enter(name)
+            except OSError as error:
+                refused(name, error)
+                continue
+            try:
+                todo.append(scan())
+            except OSError as error:
+                refused("", error)
+                todo.append([])
+        else:
+            todo.pop()
+            if not todo:
+                return
+            try:
+                left(cursor.leave())
+            except Moved as error:
+                refused(str(error.filename), error)
+                del todo[max(cursor.depth - start, 0) + 1 :]
+                if cursor.depth < start:
+                    raise
+
+
+def flags_forbid(fd: int) -> str:
+    """Why the attributes of what is open (chattr(1)) forbid its removal; empty if they do not."""
+    try:
+        raw = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))
+    except OSError:
+        return ""  # this file system has no such attributes
+    flags = int.from_bytes(raw[:4], "little") | int.from_bytes(raw[4:], "little")
+    if flags & _IMMUTABLE:
+        return "immutable"
+    return "append-only" if flags & _APPEND else ""
+
+
+def file_forbids(name: str, dir_fd: int) -> str:
+    """The same for a regular file, which is opened only for that; empty when it cannot be opened."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return ""
+    try:
+        return flags_forbid(fd)
+    finally:
+        os.close(fd)
+
+
+def can_write(fd: int) -> bool:
+    """Whether this process may remove names from an open directory, as far as modes and mounts tell."""
+    return os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True)
+
+
+def sticky_forbids(directory: os.stat_result, st: os.stat_result) -> bool:
+    """Whether a sticky directory keeps this user from removing the file with st (inode(7))."""
+    uid = os.geteuid()
+    return bool(directory.st_mode & stat.S_ISVTX) and uid not in (0, directory.st_uid, st.st_uid)
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Why an entry stays. anomaly: somebody has to look at it; else it is in use, or a mount."""
+
+    path: str
+    reason: str
+    anomaly: bool = False
+
+
+@dataclass
+class Measure:
+    """A tree as one walk found it, its own directory included.
+
+    newest is the newest mtime and used the newest mtime or file atime anywhere, in ns; count the
+    inodes seen by name; bytes the allocated bytes, each inode once; freed what its removal gives
+    back; shared maps each inode with other links to [names inside, links, bytes]. blocked says why
+    the tree cannot go whole, the first reason found.
+    """
+
+    newest: int = -(2**63)
+    used: int = -(2**63)
+    count: int = 0
+    bytes: int = 0
+    freed: int = 0
+    inode: int = 0
+    device: int = 0
+    shared: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    blocked: Blocked | None = None
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return (self.newest, self.count)
+
+
+def measure(cursor: Cursor, table: LockTable, thorough: bool = False) -> Measure:
+    """Measure the tree that cursor stands in, and look through it for what forbids its removal.
+
+    table names what is locked. thorough also opens each file to see its immutable and append-only
+    attributes. Never raises for what it finds inside: that is in blocked.
+    """
+    found = Measure()
+
+    def block(name: str, reason: str, anomaly: bool = True) -> None:
+        found.blocked = found.blocked or Blocked(cursor.path(name), reason, anomaly)
+
+    def count(name: str, st: os.stat_result, is_dir: bool) -> None:
+        found.count += 1
+        found.newest = max(found.newest, st.st_mtime_ns)
+        used = st.st_mtime_ns if is_dir else max(st.st_mtime_ns, st.st_atime_ns)
+        found.used = max(found.used, used)
+        size = st.st_blocks * 512
+        if st.st_nlink > 1 and not is_dir:
+            link = found.shared.setdefault((st.st_dev, st.st_ino), [0, st.st_nlink, size])
+            link[0] += 1
+            if link[0] == 1:
+                found.bytes += size
+            if link[0] == link[1]:
+                found.freed += size
+        else:
+            found.bytes += size
+            found.freed += size
+        if st.st_ino in table.inodes:
+            holder = table.holder(st.st_dev, st.st_ino)
+            if holder:
+                block(name, f"in use: locked by {holder}", anomaly=False)
+
+    def scan() -> list[str]:
+        fd = cursor.fd
+        own = os.fstat(fd)
+        if not found.count:
+            found.device, found.inode = own.st_dev, own.st_ino
+        count("", own, True)
+        flags = flags_forbid(fd)
+        if flags:
+            block("", f"is {flags}")
+        writable = can_write(fd)
+        subdirs = []
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                name = entry.name
+                if not writable:
+                    block("", "cannot be written")
+                # d_type answers this without touching what may be a mount.
+                if entry.is_dir(follow_symlinks=False):
+                    subdirs.append(name)
+                    continue
+                if name in cursor.mounted and cursor.is_mount(name):
+                    block(name, "is a mount point", anomaly=False)
+                    continue
+                try:
+                    st = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                count(name, st, False)
+                if sticky_forbids(own, st):
+                    block(name, "belongs to another user, in a sticky directory")
+                if thorough and stat.S_ISREG(st.st_mode):
+                    forbids = file_forbids(name, fd)
+                    if forbids:
+                        block(name, f"is {forbids}")
+        return subdirs
+
+    def refused(name: str, error: OSError) -> None:
+        if isinstance(error, MountPoint):
+            block(name, "is a mount point", anomaly=False)
+        elif error.errno != errno.ENOENT:
+            block(name, f"cannot be read: {error.strerror}")
+
+    try:
+        walk(cursor, scan, refused=refused)
+    except OSError as error:
+        block("", f"cannot be read: {error.strerror}")
+    return found
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What became of one tree: removed whole, freed bytes; or blocked, and then nothing of it is gone.
+
+    failed: an error, not a rule, is what blocked it.
+    """
+
+    freed: int = 0
+    blocked: Blocked | None = None
+    failed: bool = False
+
+
+def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int]) -> Removal:
+    """Remove directory name, whole, from the directory that cursor stands in.
+
+    planned is Measure.identity as the plan saw it. Holding flock on it all the way, the tree is looked
+    through, renamed to trash beside itself, verified once more, renamed back on a mismatch, and only
+    then removed; no reader ever sees half of it. Nothing is raised: see Removal.
+    """
+    depth = cursor.depth
+    path = cursor.path(name)
+    lock = -1
+    try:
+        cursor.enter(name)
+        lock = _hold(cursor)
+        found = measure(cursor, LockTable(), thorough=True)
+        if found.identity != planned:
+            return Removal(blocked=Blocked(path, CHANGED))
+        if found.blocked:
+            return Removal(blocked=found.blocked)
+        cursor.rise(depth)
+        trash = f".besom-trash-{os.urandom(8).hex()}"
+        try:
+            os.rename(name, trash, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # A full disk has no room for one more name: then, and only then, it goes where it is.
+            return _empty(cursor, name, path, found.freed)
+        cursor.enter(trash)
+        held = os.fstat(lock)
+        same = cursor.ident == (held.st_dev, held.st_ino)
+        found = measure(cursor, LockTable()) if same else Measure()
+        cursor.rise(depth)
+        if found.identity == planned and not found.blocked:
+            return _empty(cursor, trash, path, found.freed)
+        back = _put_back(cursor, trash, name)
+        return Removal(blocked=found.blocked or Blocked(cursor.path(back), CHANGED))
+    except OSError as error:
+        return _refusal(path, error)
+    finally:
+        if lock >= 0:
+            os.close(lock)
+        cursor.rise(depth)
+
+
+def finish_trash(cursor: Cursor, trash: str) -> Removal:
+    """Remove trash that a crash left behind, unless another besom is at work on it."""
+    depth = cursor.depth
+    lock = -1
+    try:
+        cursor.enter(trash)
+        lock = _hold(cursor)
+        found = measure(cursor, LockTable())
+        cursor.rise(depth)
+        return _empty(cursor, trash, cursor.path(trash), found.freed)
+    except OSError as error:
+        return _refusal(cursor.path(trash), error)
+    finally:
+        if lock >= 0:
+            os.close(lock)
+        cursor.rise(depth)
+
+
+class _InUse(OSError):
+    """Somebody holds flock on the tree, or nobody can tell."""
+
+
+def _hold(cursor: Cursor) -> int:
+    """Take flock on the directory that cursor stands in; returns a descriptor that carries it."""
+    # The walk may close the cursor's own descriptor, and with the last one the lock would go.
+    lock = os.dup(cursor.fd)
+    try:
+        if try_flock(lock):
+            return lock
+        reason = f"in use: locked by {holder_of(lock)}"
+    except FlockUnsupported as error:
+        reason = f"{error}, so nobody can tell whether it is in use"
+    os.close(lock)
+    raise _InUse(errno.EWOULDBLOCK, reason)
+
+
+def _refusal(path: str, error: OSError) -> Removal:
+    if isinstance(error, (MountPoint, _InUse)):
+        return Removal(blocked=Blocked(path, str(error.strerror)))
+    if isinstance(error, FileNotFoundError):
+        return Removal(blocked=Blocked(path, CHANGED))
+    return Removal(blocked=Blocked(path, f"cannot be removed: {error.strerror}"), failed=True)
+
+
+def _put_back(cursor: Cursor, trash: str, name: str) -> str:
+    back = name
+    with suppress(FileNotFoundError):
+        os.lstat(name, dir_fd=cursor.fd)
+        # Somebody made the name anew meanwhile; left as trash, what changed would be lost at the next run.
+        back = f"{name[:60]}.besom-kept-{os.urandom(8).hex()}"
+    os.rename(trash, back, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
+    return back
+
+
+def _empty(cursor: Cursor, trash: str, path: str, freed: int) -> Removal:
+    """Remove the directory trash with all that is in it; path is what to call it."""
+    depth = cursor.depth
+    problems: list[str] = []
+
+    def note(name: str, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            problems.append(f"{printable(cursor.path(name))}: {error.strerror}")
+
+    def scan() -> list[str]:
+        fd = cursor.fd
+        subdirs = []
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    subdirs.append(entry.name)
+                    continue
+                try:
+                    os.unlink(entry.name, dir_fd=fd)
+                except OSError as error:
+                    note(entry.name, error)
+        return subdirs
+
+    def left(name: str) -> None:
+        try:
+            os.rmdir(name, dir_fd=cursor.fd)
+        except OSError as error:
+            note(name, error)
+
+    for _ in range(_RESCANS):
+        # A process with the directory open can still write into it: look again, but not for ever.
+        problems.clear()
+        try:
+            cursor.enter(trash)
+            walk(cursor, scan, left, note)
+        except OSError as error:
+            note("", error)
+        cursor.rise(depth)
+        left(trash)
+        if not problems:
+            return Removal(freed=freed)
+    reason = f"trash that cannot be finished: {problems[0]}"
+    return Removal(blocked=Blocked(path, reason, anomaly=True), failed=True)

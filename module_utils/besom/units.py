@@ -1,0 +1,152 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Sizes, durations and names: how people write them, how besom prints them."""
+
+from __future__ import annotations
+
+import os
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from .errors import UsageError
+
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([KMGTPE]?)(i?B)?", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([smhdw]?)")
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%")
+_FACTOR = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P", "E"))}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+# What signed 64-bit figures of the kernel can hold, in bytes and in nanoseconds.
+_MOST = 2**63 - 1
+
+
+def _text(value: Any) -> str:
+    # True is an int in Python, and a float has already lost what its writer meant.
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value).strip()
+    if isinstance(value, float):
+        return repr(value)
+    return ""
+
+
+def parse_size(value: Any, name: str = "size") -> int:
+    """Bytes in `500`, `500B`, `10K`, `1.5GiB`; K = KB = KiB = 1024.
+
+    name: the option or key, for the message. Raises UsageError when the value is malformed, zero or
+    more than 2**63 - 1 bytes.
+    """
+    match = _SIZE.fullmatch(_text(value))
+    if match:
+        number, unit, suffix = match.groups()
+        size = int(Decimal(number) * _FACTOR[unit.upper()])
+        if 0 < size <= _MOST and not (suffix and suffix.lower() == "ib" and not unit):
+            return size
+    raise UsageError(f"{name}: {_quoted(value)} is not a size above zero; write for example 500M or 10GiB.")
+
+
+def parse_duration(value: Any, name: str = "duration", zero: bool = False) -> float:
+    """Seconds in `90`, `90s`, `15m`, `24h`, `7d`, `2w`.
+
+    zero: whether 0 is allowed (it is for timeouts only). Raises UsageError when the value is malformed
+    or longer than 292 years (2**63 nanoseconds).
+    """
+    match = _DURATION.fullmatch(_text(value))
+    if match:
+        number, unit = match.groups()
+        seconds = Decimal(number) * _SECONDS[unit]
+        if (zero or seconds > 0) and seconds * 10**9 <= _MOST:
+            return float(seconds)
+    least = "a duration" if zero else "a duration above zero"
+    raise UsageError(f"{name}: {_quoted(value)} is not {least}; write for example 90s, 15m, 24h, 7d or 2w.")
+
+
+def parse_count(value: Any, name: str = "count") -> int:
+    """A whole number above zero. Raises UsageError for anything else."""
+    text = _text(value)
+    if re.fullmatch(r"[0-9]{1,18}", text) and int(text) > 0:
+        return int(text)
+    raise UsageError(f"{name}: {_quoted(value)} is not a whole number above zero.")
+
+
+def parse_factor(value: Any, name: str = "factor") -> float:
+    """A number of zero or more. Raises UsageError for anything else."""
+    try:
+        number = Decimal(_text(value))
+    except InvalidOperation:
+        number = Decimal(-1)
+    if number.is_finite() and 0 <= number <= 1000:
+        return float(number)
+    raise UsageError(f"{name}: {_quoted(value)} is not a number from 0 to 1000.")
+
+
+class Share:
+    """A size in bytes, or a percentage of a file system: `10GiB` or `5%`."""
+
+    def __init__(self, value: Any, name: str = "size") -> None:
+        self.percent: Decimal | None = None
+        self.size = 0
+        match = _PERCENT.fullmatch(_text(value))
+        if match:
+            self.percent = Decimal(match.group(1))
+            if not 0 < self.percent < 100:
+                raise UsageError(f"{name}: {_quoted(value)} is not between 0% and 100%.")
+        else:
+            self.size = parse_size(value, name)
+
+    def of(self, total: int) -> int:
+        """The bytes this means on a file system of total bytes."""
+        return self.size if self.percent is None else int(self.percent * total / 100)
+
+    def __str__(self) -> str:
+        return format_size(self.size) if self.percent is None else f"{self.percent}%"
+
+
+def format_size(size: int) -> str:
+    """`0 B`, `500 B`, `23.4 MiB`: one decimal from KiB on."""
+    if abs(size) < 1024:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        value /= 1024
+        if abs(value) < 1023.95 or unit == "EiB":
+            return f"{value:.1f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def format_duration(seconds: float) -> str:
+    """`40s`, `15m`, `24h`, `3.5d`: the largest unit that gives at least 1, at most one decimal."""
+    if seconds < 0:
+        return "-" + format_duration(-seconds)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms" if seconds else "0s"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        # 24h and 90s read better than 1d and 1.5m.
+        if seconds >= 2 * length or unit == "s":
+            return f"{seconds / length:.1f}".rstrip("0").rstrip(".") + unit
+    raise AssertionError("unreachable")
+
+
+def printable(path: str | bytes) -> str:
+    r"""A path as one line of plain text that stands for exactly one name.
+
+    Bytes that are not UTF-8, and characters that do not print (newlines, escapes, line separators,
+    direction marks), are written as `\xNN` byte by byte; a backslash is doubled, so the text can be
+    turned back without doubt and no name can forge a line of a log.
+    """
+    name = os.fsdecode(path)
+    if name.isprintable() and "\\" not in name:
+        return name
+    text = os.fsencode(name).decode("utf-8", "surrogateescape")
+    return "".join(map(_escape, text))
+
+
+def _escape(char: str) -> str:
+    if char == "\\":
+        return "\\\\"
+    if char.isprintable():
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+
+
+def _quoted(value: Any) -> str:
+    text = printable(value) if isinstance(value, str) else repr(value)
+    return f"'{text[:80]}...'" if len(text) > 80 else f"'{text}'"

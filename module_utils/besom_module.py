@@ -1,0 +1,166 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What besom's modules share: options into requests, outcomes into results. The engine knows no Ansible."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import open_url
+
+from .besom.errors import BesomError
+from .besom.fetch import Opener
+from .besom.housekeep import Outcome
+from .besom.policy import POLICY_KEYS
+from .besom.preflight import Need, Verdict, preflight, read_needs
+from .besom.report import Report
+from .besom.run import Run
+from .besom.shutdown import Shutdown
+from .besom.units import Share, format_size, parse_duration, parse_factor
+
+LOCK_TIMEOUT = dict(type="str", default="30s")
+POLICY = dict(
+    max_size=dict(type="str"),
+    target_size=dict(type="str"),
+    max_age=dict(type="str"),
+    min_free=dict(type="str"),
+    max_entries=dict(type="int"),
+    min_age=dict(type="str"),
+    order=dict(type="str", choices=["oldest", "lru"], default="oldest"),
+)
+STORE = dict(
+    name=dict(type="str"),
+    path=dict(type="path", required=True),
+    layout=dict(type="str", choices=["files", "trees"], required=True),
+    **POLICY,
+)
+TEMPS = dict(
+    path=dict(type="path", required=True),
+    pattern=dict(type="list", elements="str", default=[".temp-*"]),
+    older_than=dict(type="str", default="24h"),
+)
+GATE = dict(
+    needs=dict(
+        type="list",
+        elements="dict",
+        default=[],
+        options=dict(path=dict(type="path", required=True), size=dict(type="str"), inodes=dict(type="int")),
+    ),
+    urls=dict(
+        type="list",
+        elements="dict",
+        default=[],
+        options=dict(
+            url=dict(type="str", required=True),
+            path=dict(type="path", required=True),
+            extract=dict(type="bool", default=True),
+        ),
+    ),
+    reserve=dict(type="str"),
+    expand=dict(type="float", default=3.0),
+    on_unknown=dict(type="str", choices=["warn", "fail"], default="warn"),
+    headers=dict(type="dict"),
+    url_username=dict(type="str"),
+    url_password=dict(type="str", no_log=True),
+    force_basic_auth=dict(type="bool", default=False),
+    validate_certs=dict(type="bool", default=True),
+    use_proxy=dict(type="bool", default=True),
+    timeout=dict(type="int", default=10),
+)
+
+
+def run_of(module: AnsibleModule) -> Run:
+    """How this module runs: check mode only plans; TERM or a lost connection ends it between two entries."""
+    timeout = parse_duration(module.params.get("lock_timeout", 0), "lock_timeout", zero=True)
+    return Run(dry_run=module.check_mode, lock_timeout=timeout, shutdown=Shutdown().listen())
+
+
+def policy_values(params: dict[str, Any]) -> dict[str, Any]:
+    return {key: params[key] for key in POLICY_KEYS}
+
+
+class Gate:
+    """The gate that the options of GATE describe; reads them all before anything is asked or done."""
+
+    def __init__(self, module: AnsibleModule, run: Run) -> None:
+        params = module.params
+        self._run = run
+        self._opener = _opener(params)
+        self._reserve = Share(params["reserve"], "reserve") if params["reserve"] is not None else None
+        self._expand = parse_factor(params["expand"], "expand")
+        self._unknown_fails = params["on_unknown"] == "fail"
+        self.needs: list[Need] = [*read_needs(params["needs"]), *read_needs(params["urls"], "urls: ")]
+
+    def __call__(self) -> Verdict:
+        return preflight(
+            self.needs, self._opener, self._reserve, self._expand, self._unknown_fails, self._run.forecast
+        )
+
+
+def _opener(params: dict[str, Any]) -> Opener:
+    def open_(url: str, method: str, headers: dict[str, str]) -> Any:
+        return open_url(
+            url,
+            method=method,
+            headers={**(params["headers"] or {}), **headers},
+            timeout=params["timeout"],
+            validate_certs=params["validate_certs"],
+            use_proxy=params["use_proxy"],
+            url_username=params["url_username"],
+            url_password=params["url_password"],
+            force_basic_auth=params["force_basic_auth"],
+        )
+
+    return open_
+
+
+@contextlib.contextmanager
+def one_sentence(module: AnsibleModule) -> Iterator[None]:
+    """Turn the engine's one family of errors into one failed task each."""
+    try:
+        yield
+    except BesomError as error:
+        module.fail_json(msg=str(error))
+
+
+def finish(module: AnsibleModule, outcome: Outcome, result: dict[str, Any]) -> None:
+    """End the module with result, failed if anything in the outcome did."""
+    if module._diff:
+        result["diff"] = [_diff(report) for report in outcome.reports if report.changed]
+    for warning in result.pop("warnings"):
+        module.warn(warning)
+    messages = outcome.messages
+    if messages:
+        module.fail_json(msg=" ".join(messages), **result)
+    module.exit_json(msg=summary(outcome), **result)
+
+
+def summary(outcome: Outcome) -> str:
+    """What was done, or would be, in one sentence."""
+    dry_run = any(report.dry_run for report in outcome.reports)
+    tallies = [report.planned if dry_run else report.removed for report in outcome.reports]
+    entries = sum(tally.entries for tally in tallies)
+    kept = sum(report.kept.total + report.anomalies.total for report in outcome.reports)
+    done = "Would remove" if dry_run else "Removed"
+    text = "Nothing to remove"
+    if entries:
+        size = format_size(sum(tally.bytes for tally in tallies))
+        text = f"{done} {entries} {'entry' if entries == 1 else 'entries'}, {size}"
+    return f"{text}; kept {kept} for the reasons listed." if kept else f"{text}."
+
+
+def _diff(report: Report) -> dict[str, str]:
+    lines = [f"{item['path']} ({item['reason']})\n" for item in report.victims.items]
+    more = report.victims.total - len(lines)
+    if more:
+        lines.append(f"and {more} more\n")
+    before, after = (f"{format_size(size)} in use\n" for size in (report.bytes_before, report.bytes_after))
+    header = report.to_dict()["store"]
+    return {
+        "before_header": header,
+        "after_header": header,
+        "before": before + "".join(lines),
+        "after": after,
+    }
