@@ -155,12 +155,18 @@ victims:
     reason:
       description: The reason.
       type: str
+    kind:
+      description: Whether it is a C(file) or a C(tree).
+      type: str
+    bytes:
+      description: Bytes that the file system gets back for it.
+      type: int
 victims_total:
   description: How many there are, listed or not.
   type: int
   returned: when the work was begun
 kept:
-  description: What was kept and why, at most 100: in use, a mount, changed since the plan.
+  description: What was kept and why, at most 100 (in use, a mount, changed since the plan).
   type: list
   elements: dict
   returned: when the work was begun
@@ -176,7 +182,7 @@ kept_total:
   type: int
   returned: when the work was begun
 anomalies:
-  description: What somebody should look at, at most 100: immutable, unreadable, unfinished.
+  description: What somebody should look at, at most 100 (immutable, unreadable, unfinished).
   type: list
   elements: dict
   returned: when the work was begun

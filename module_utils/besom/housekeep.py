@@ -78,27 +78,33 @@ class Outcome:
         return result
 
 
-def check_roots(stores: Sequence[Store], temps: Sequence[Temps]) -> None:
+def check_roots(stores: Sequence[Store], temps: Sequence[Temps], skip_missing: bool = True) -> None:
     """Open every root that exists, before anything is removed.
 
-    Raises UsageError for one that is refused, and for stores that overlap.
+    Raises UsageError for one that is refused (or missing, without skip_missing), and for stores that
+    overlap.
     """
     areas: list[Store | Temps] = [*stores, *temps]
     with ExitStack() as stack:
-        roots = {one: stack.enter_context(Root(one.path)) for one in areas if os.path.lexists(one.path)}
+        roots = {
+            one: stack.enter_context(Root(one.path))
+            for one in areas
+            if not skip_missing or os.path.lexists(one.path)
+        }
         refuse_overlap([root for one, root in roots.items() if isinstance(one, Store)])
 
 
-def perform(tasks: Iterable[Task], run: Run) -> Outcome:
+def perform(tasks: Iterable[Task], run: Run, skip_missing: bool = True) -> Outcome:
     """Do one task after the other; what fails in one does not keep the next from its turn.
 
-    A root that does not exist (yet) is skipped with a note. A shutdown ends it between two tasks.
+    A root that does not exist (yet) is skipped with a note; without skip_missing it is an error. A
+    shutdown ends it between two tasks.
     """
     outcome = Outcome()
     for path, work in tasks:
         try:
             run.shutdown.check(f"before {printable(path)}")
-            if not os.path.lexists(path):
+            if skip_missing and not os.path.lexists(path):
                 outcome.notes.append(f"{printable(path)} does not exist yet; it was skipped.")
                 continue
             report = work()

@@ -57,7 +57,7 @@ class Inventory:
     chunks hold the entries that could be removed and are older than horizon; parents and names give
     the directory of each (0 is the root). usage: bytes, each inode once; entries: all of them;
     young: entries inside the grace period; oldest, newest: key (ns) of any entry; trash: left by a
-    crash, names in the root.
+    crash, bytes by name in the root.
     """
 
     root: Root
@@ -65,7 +65,7 @@ class Inventory:
     chunks: list[Chunk] = field(default_factory=list)
     parents: array[int] = field(default_factory=lambda: array("I", [0]))
     names: list[str] = field(default_factory=lambda: [""])
-    trash: list[str] = field(default_factory=list)
+    trash: dict[str, int] = field(default_factory=dict)
     usage: int = 0
     entries: int = 0
     young: int = 0
@@ -115,7 +115,7 @@ class Inventory:
     def is_entry(self, name: str) -> bool:
         """Whether a directory in the root may be an entry: trash is noted instead, lost+found left alone."""
         if TRASH.fullmatch(name):
-            self.trash.append(name)
+            self.trash[name] = 0
             return False
         return name != "lost+found"
 

@@ -9,7 +9,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import compress, count
+from itertools import compress, count, islice
 from typing import Callable
 
 from .inventory import OLDEST, ORPHAN, YOUNGEST, Inventory, read_files, read_trees
@@ -73,7 +73,8 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
         found = read_trees(root, lru, horizon, grace, thorough, forecast, run.progress)
 
     report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies)
-    trash = _trash(found)
+    _measure_trash(found)
+    trash = sum(found.trash.values())
     size, available = _space(root, forecast)
     goals = Goals(before=aged)
     if policy.max_size is not None and found.usage > policy.max_size:
@@ -91,7 +92,7 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     entries, usage, freed = tally(found.chunks)
     report.planned.add(entries + len(found.trash), freed + trash)
     report.bytes_before = report.bytes_after = found.usage + trash
-    _list_victims(found, report, goals, empty=request.empty)
+    _list_victims(request, found, report, goals)
     _warn(report, found, short, policy)
     if lru and os.fstatvfs(root.fd).f_flag & _ST_NOATIME:
         report.warnings.append(
@@ -108,23 +109,21 @@ def _space(root: Root, forecast: Forecast) -> tuple[int, int]:
     return st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize + before
 
 
-def _trash(found: Inventory) -> int:
-    """What the trash left by a crash holds, in bytes; leaves out what another besom is at work on."""
+def _measure_trash(found: Inventory) -> None:
+    """Find out how much the trash left by a crash holds; leave out what another besom is at work on."""
     cursor, table = Cursor(found.root), LockTable()
-    freed = 0
     for name in list(found.trash):
         try:
             cursor.enter(name)
             one = measure(cursor, table)
-            freed += one.freed
+            found.trash[name] = one.freed
             if one.blocked:
-                found.trash.remove(name)
+                del found.trash[name]
                 found.note(replace(one.blocked, anomaly=True))
         except OSError as error:
-            found.trash.remove(name)
+            del found.trash[name]
             found.refused(cursor.path(name), error)
         cursor.rise(0)
-    return freed
 
 
 def _warn(report: Report, found: Inventory, short: Goals, policy: Policy) -> None:
@@ -146,26 +145,20 @@ def _warn(report: Report, found: Inventory, short: Goals, policy: Policy) -> Non
         )
 
 
-def _list_victims(found: Inventory, report: Report, goals: Goals, empty: bool) -> None:
+def _list_victims(request: Request, found: Inventory, report: Report, goals: Goals) -> None:
     """Name the first victims, with the limit that each is over."""
-    for name in found.trash:
-        report.victims.add(found.path(0, name), "trash left by a crash")
+    for name, size in found.trash.items():
+        report.victims.add(found.path(0, name), "trash left by a crash", kind="tree", bytes=size)
+    kind = "file" if request.store.layout == "files" else "tree"
     for chunk in found.chunks:
-        count = sum(chunk.victims)
         room = CAP - len(report.victims.items)
-        if not room:
-            report.victims.total += count
-            continue
-        rows = compress(zip(chunk.names, chunk.where, chunk.key), chunk.victims)
-        for name, where, key in rows:
-            reason = (
-                "emptied"
-                if empty
-                else "older than max_age"
-                if key < goals.before
-                else "oldest, over the limit"
-            )
-            report.victims.add(found.path(where, name), reason)
+        if room:
+            rows = compress(zip(chunk.names, chunk.where, chunk.key, chunk.freed), chunk.victims)
+            for name, where, key, freed in islice(rows, room):
+                reason = "older than max_age" if key < goals.before else "oldest, over the limit"
+                reason = "emptied" if request.empty else reason
+                report.victims.add(found.path(where, name), reason, kind=kind, bytes=freed)
+    report.victims.total = report.planned.entries
 
 
 class _Place:

@@ -31,13 +31,13 @@ class Tally:
 class Noted:
     """Paths with a reason each: the first CAP of them, and how many there were."""
 
-    items: list[dict[str, str]] = field(default_factory=list)
+    items: list[dict[str, Any]] = field(default_factory=list)
     total: int = 0
 
-    def add(self, path: str | bytes, reason: str, count: int = 1) -> None:
+    def add(self, path: str | bytes, reason: str, count: int = 1, **more: Any) -> None:
         self.total += count
         if len(self.items) < CAP:
-            self.items.append({"path": printable(path), "reason": reason})
+            self.items.append({"path": printable(path), "reason": reason, **more})
 
     def discard(self, path: str | bytes) -> None:
         """Take back a path that was added; past CAP only the total knows of it."""

@@ -96,7 +96,12 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
         else:
             stale.append(Temp(temp.name, temp.ident, temp.identity, temp.freed, trash))
             report.planned.add(1, temp.freed)
-            report.victims.add(cursor.path(name), "trash left by a crash" if trash else "stale")
+            report.victims.add(
+                cursor.path(name),
+                "trash left by a crash" if trash else "stale",
+                kind="tree" if is_dir else "file",
+                bytes=temp.freed,
+            )
     report.bytes_after = report.bytes_before
     return Plan(root, stale, report)
 

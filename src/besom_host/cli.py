@@ -1,0 +1,166 @@
+"""The command line: what it accepts, and what becomes of errors. What each command does is in commands.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from besom import __version__
+from besom.errors import BesomError
+from besom.shutdown import Shutdown
+
+SIZES = "Sizes: 500, 500B, 10K, 1.5GiB (K = KB = KiB = 1024). Durations: 90, 90s, 15m, 24h, 7d, 2w."
+STATUSES = (
+    "Exit status: 0 done, or nothing to do; 1 failed, in whole or for some entries; 2 usage, configuration, "
+    "or a path that is missing or refused; 3 not enough space; 75 lock held past its timeout; "
+    "130 / 143 interrupted."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _common(default: Any) -> Parser:
+    """The options that are accepted before and after the command."""
+    common = Parser(add_help=False, argument_default=default)
+    group = common.add_argument_group("options of every command")
+    group.add_argument("--config", metavar="FILE", help="configuration instead of /etc/besom/besom.yml")
+    group.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    group.add_argument(
+        "--lock-timeout",
+        metavar="DUR",
+        help="how long to wait for another writer (default 30s, 0 = not at all)",
+    )
+    group.add_argument("--no-color", action="store_true", help="no colors in the progress bar")
+    group.add_argument(
+        "-v", "--verbose", action="store_true", help="name each thing that goes, and say when nothing does"
+    )
+    return common
+
+
+def _policy(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits")
+    group.add_argument("--max-size", metavar="SIZE", help="prune when the store is larger than this")
+    group.add_argument("--target-size", metavar="SIZE", help="prune down to this (default: max-size)")
+    group.add_argument("--max-age", metavar="DUR", help="entries older than this go")
+    group.add_argument("--min-free", metavar="SIZE|PCT", help="what the file system is to have available")
+    group.add_argument("--max-entries", metavar="N", help="how many entries may stay")
+    group.add_argument("--min-age", metavar="DUR", help="younger entries never go")
+    group.add_argument("--order", choices=("oldest", "lru"), help="by mtime (default), or by last use")
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="besom",
+        description="Keep disks from filling: gate, sweep and prune, under one lock protocol.",
+        epilog=f"{SIZES} {STATUSES}",
+        parents=[_common(None)],
+    )
+    parser.add_argument("--version", action="version", version=f"besom {__version__}")
+    # Absent here means: keep what was given before the command.
+    after = _common(argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, help_: str, description: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=help_, description=description, epilog=f"{SIZES} {STATUSES}", parents=[after]
+        )
+
+    one = command(
+        "preflight",
+        "is there room for what is about to be written?",
+        "Compare needs, summed per file system, with what is available. Changes nothing.",
+    )
+    one.add_argument("paths", metavar="PATH[=SIZE]", nargs="+", help="where, and how much, will be written")
+    one.add_argument("--require", metavar="SIZE", help="the size for each PATH without one of its own")
+    one.add_argument("--inodes", metavar="N", help="inodes needed, for each PATH")
+    one.add_argument(
+        "--url",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="an artifact that will be fetched to the first PATH",
+    )
+    one.add_argument(
+        "--expand", metavar="N", default="3", help="a URL needs N times its download in addition (default 3)"
+    )
+    one.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
+
+    one = command(
+        "sweep",
+        "remove stale temps",
+        "Remove what is directly in PATH, matches a pattern, is old, and is not held with flock.",
+    )
+    one.add_argument("paths", metavar="PATH", nargs="+", help="a temp area")
+    one.add_argument(
+        "--pattern", metavar="GLOB", action="append", help="names of temps (default .temp-*); can be repeated"
+    )
+    one.add_argument("--older-than", metavar="DUR", help="how old a stale temp is (default 24h)")
+    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+
+    one = command(
+        "prune",
+        "bring a store under its limits, oldest first",
+        "Remove the oldest entries of a store until it is under every limit, and not one more.",
+    )
+    one.add_argument("store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)")
+    one.add_argument("--layout", choices=("files", "trees"), help="what an entry is; a PATH needs it")
+    _policy(one)
+    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+
+    one = command(
+        "clean",
+        "clean every configured store and temp area",
+        "Remove stale temps and besom's own orphaned downloads; with --all empty the stores as well.",
+    )
+    one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
+    one.add_argument("--all", action="store_true", help="empty the stores; asks first, unless --yes")
+    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+    one.add_argument("--yes", action="store_true", help="do not ask")
+
+    one = command("info", "usage by store", "Show usage, limits, ages and lock holders. Changes nothing.")
+    one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status. What can be foreseen ends in one sentence on stderr."""
+    shutdown = Shutdown().listen()
+    options = build_parser().parse_args(argv)
+    if not options.command:
+        build_parser().print_help()
+        return 2
+    # yaml and the engine's rooms are not needed for --help.
+    from .commands import COMMANDS
+
+    try:
+        status = COMMANDS[options.command](options, shutdown)
+        sys.stdout.flush()
+    except BesomError as error:
+        return _failed(options, str(error), error.status)
+    except BrokenPipeError:
+        # The reader went away; the interpreter must not complain about that at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(options, f"{where}{error.strerror or error}.", 1)
+    return status
+
+
+def _failed(options: argparse.Namespace, message: str, status: int) -> int:
+    if options.json:
+        print(
+            json.dumps({"operation": options.command, "changed": False, "error": message, "status": status})
+        )
+    print(f"besom: {message}", file=sys.stderr)
+    return status

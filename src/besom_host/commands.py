@@ -1,0 +1,296 @@
+"""What each command does: options into requests of the engine, its reports into text or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Callable
+
+from besom.errors import Interrupted, UsageError
+from besom.fetch import check_url, plain_opener
+from besom.housekeep import Outcome, check_roots, perform
+from besom.info import inspect
+from besom.policy import DEFAULT_OLDER_THAN, POLICY_KEYS, Store, Temps, read_store, read_temps
+from besom.preflight import Need, preflight
+from besom.prune import Request, orphans_of, prune
+from besom.report import Report
+from besom.run import Run
+from besom.shutdown import Shutdown
+from besom.sweep import sweep
+from besom.units import (
+    Share,
+    format_size,
+    parse_count,
+    parse_duration,
+    parse_factor,
+    parse_size,
+    printable,
+)
+
+from .config import Config, load
+from .output import limits_text, noted_text, removal_text, table, when
+from .progress import Bar
+
+# Where the work is, and the work itself, which takes run=.
+Work = tuple[str, Callable[..., Report]]
+
+
+def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | None, dry_run: bool) -> Run:
+    """How this command is to run; --lock-timeout stands above the configuration."""
+    timeout = config.lock_timeout
+    if options.lock_timeout is not None:
+        timeout = parse_duration(options.lock_timeout, "--lock-timeout", zero=True)
+    run = Run(dry_run=dry_run, lock_timeout=timeout, lock_option="--lock-timeout", shutdown=shutdown)
+    if bar is not None:
+        run.progress = bar
+        run.waiting = say
+    return run
+
+
+def say(message: str) -> None:
+    print(f"besom: {message}", file=sys.stderr)
+
+
+def bar_of(options: Namespace) -> Bar | None:
+    """A bar on a terminal; nothing of it in a pipe or cron."""
+    return Bar(color=not options.no_color and "NO_COLOR" not in os.environ) if sys.stderr.isatty() else None
+
+
+def absolute(path: str) -> str:
+    if not path:
+        raise UsageError("A path is empty.")
+    return os.path.join(os.getcwd(), path)
+
+
+def preflight_command(options: Namespace, shutdown: Shutdown) -> int:
+    require = parse_size(options.require, "--require") if options.require is not None else 0
+    inodes = parse_count(options.inodes, "--inodes") if options.inodes is not None else 0
+    needs = []
+    for word in options.paths:
+        path, equals, size = word.rpartition("=")
+        if equals:
+            needs.append(Need(absolute(path), parse_size(size, path), inodes))
+        else:
+            needs.append(Need(absolute(word), require, inodes))
+    first = needs[0].path
+    urls = [check_url(url, "--url") for url in options.url]
+    if not (require or inodes or urls) and not all(need.size for need in needs):
+        raise UsageError("Nothing is needed; write PATH=SIZE, or give --require, --inodes or --url.")
+    reserve = Share(options.reserve, "--reserve") if options.reserve is not None else None
+    expand = parse_factor(options.expand, "--expand")
+    needs += [Need(first, url=url) for url in urls]
+    verdict = preflight(needs, plain_opener(), reserve, expand)
+    for warning in verdict.warnings:
+        say(f"warning: {warning}")
+    if options.json:
+        print(json.dumps(verdict.to_dict()))
+    elif verdict.sufficient:
+        for fs in verdict.file_systems:
+            print(
+                f"Enough space on {printable(fs.path)}: required {format_size(fs.required + fs.reserve)}, "
+                f"available {format_size(fs.available)}."
+            )
+    if not verdict.sufficient:
+        say(verdict.message)
+        return 3
+    return 0
+
+
+def sweep_command(options: Namespace, shutdown: Shutdown) -> int:
+    values = {"pattern": options.pattern, "older_than": options.older_than}
+    temps = [read_temps({"path": absolute(path), **values}) for path in options.paths]
+    config = load(options.config, os.environ)
+    check_roots([], temps, skip_missing=False)
+    work: list[Work] = [(area.path, partial(sweep, area)) for area in temps]
+    return _finish(
+        options, _perform(options, config, shutdown, work, options.dry_run, skip_missing=False), {}
+    )
+
+
+def prune_command(options: Namespace, shutdown: Shutdown) -> int:
+    config = load(options.config, os.environ)
+    flags = {key: value for key in ("layout", *POLICY_KEYS) if (value := getattr(options, key)) is not None}
+    configured = "/" not in options.store
+    if configured:
+        values = {**_named(config, options.store), **flags}
+        where = ""
+    else:
+        values = {"path": absolute(options.store), **flags}
+        where = "prune: "
+        if "layout" not in flags:
+            raise UsageError("A PATH needs --layout files or --layout trees.")
+    store = read_store(values, where)
+    check_roots([store], [], skip_missing=configured)
+    work: list[Work] = [(store.path, partial(prune, Request(store)))]
+    outcome = _perform(options, config, shutdown, work, options.dry_run, skip_missing=configured)
+    return _finish(options, outcome, {store.path: store.noun})
+
+
+def _named(config: Config, name: str) -> Any:
+    try:
+        return config.raw_stores[name]
+    except KeyError:
+        known = ", ".join(map(printable, config.stores)) or "none"
+        raise UsageError(
+            f"No store is named {printable(name)} (configured: {known}); "
+            f"a directory needs a slash, as in ./{printable(name)}."
+        ) from None
+
+
+def _chosen(options: Namespace, config: Config) -> tuple[list[Store], list[Temps]]:
+    """The stores that are named, or else all stores and temp areas."""
+    if options.stores:
+        for name in options.stores:
+            _named(config, name)
+        return [config.stores[name] for name in dict.fromkeys(options.stores)], []
+    if not (config.stores or config.temps):
+        where = printable(config.path) if config.path else "/etc/besom/besom.yml"
+        raise UsageError(
+            f"No store or temp area is configured; write them into {where}, or name a file with --config."
+        )
+    return list(config.stores.values()), config.temps
+
+
+def clean_command(options: Namespace, shutdown: Shutdown) -> int:
+    config = load(options.config, os.environ)
+    stores, temps = _chosen(options, config)
+    check_roots(stores, temps)
+    if options.all and not (options.dry_run or options.yes) and not sys.stdin.isatty():
+        raise UsageError("--all empties the stores; confirm that with --yes, or look first with --dry-run.")
+    older_than = int(parse_duration(DEFAULT_OLDER_THAN) * 1e9)
+    work: list[Work] = [(area.path, partial(sweep, area)) for area in temps]
+    nouns = {}
+    for store in stores:
+        request = Request(store, empty=True) if options.all else orphans_of(store, older_than)
+        nouns[store.path] = store.noun if options.all else "orphaned downloads"
+        work.append((store.path, partial(prune, request)))
+    if options.all and not (options.dry_run or options.yes):
+        preview = _perform(options, config, shutdown, work, dry_run=True)
+        text = removal_text(preview.reports, nouns, dry_run=True)
+        if text and not _confirmed(text):
+            say("Nothing was removed.")
+            return 0
+    return _finish(options, _perform(options, config, shutdown, work, options.dry_run), nouns)
+
+
+def _confirmed(text: str) -> bool:
+    """Ask on the terminal; Ctrl+C there is an interruption, not an answer."""
+    print(text, file=sys.stderr)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        print("Remove all of this? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        raise Interrupted("Interrupted; nothing was removed.", signal.SIGINT) from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def info_command(options: Namespace, shutdown: Shutdown) -> int:
+    config = load(options.config, os.environ)
+    stores, temps = _chosen(options, config)
+    bar = bar_of(options)
+    with bar or Bar():
+        found = inspect(stores, temps, run_of(options, config, shutdown, bar, dry_run=True))
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")
+    if options.json:
+        print(json.dumps({"operation": "info", **found}))
+        return 0
+    stores_table = [
+        ("STORE", "LAYOUT", "ENTRIES", "USAGE", "LIMITS", "OLDEST", "NEWEST", "AVAILABLE", "LOCKED BY")
+    ]
+    for one in found["stores"]:
+        holder = one["holder"]
+        store = config.stores[one["name"]]
+        stores_table.append(
+            (
+                printable(store.name),
+                one["layout"],
+                str(one["entries"]),
+                format_size(one["bytes"]),
+                limits_text(store),
+                when(one["oldest"]),
+                when(one["newest"]),
+                format_size(one["file_system"]["available_bytes"]),
+                f"pid {holder['pid']} ({holder['command']})" if holder else "-",
+            )
+        )
+    temps_table = [("TEMP AREA", "PATTERN", "STALE", "USAGE", "KEPT")]
+    for one in found["temps"]:
+        stale = f"{one['stale']['entries']} ({format_size(one['stale']['bytes'])})"
+        patterns = printable(" ".join(one["pattern"]))
+        temps_table.append((one["temps"], patterns, stale, format_size(one["bytes"]), str(one["kept_total"])))
+    for rows, right in ((stores_table, (2, 3)), (temps_table, (2, 3, 4))):
+        if len(rows) > 1:
+            print("\n".join(table(rows, right)))
+    for one in found["stores"] + found["temps"]:
+        title = f"To look at in {one.get('store') or one.get('temps')}"
+        text = noted_text(title, one["anomalies"], one["anomalies_total"])
+        if text:
+            print(text)
+    return 0
+
+
+def _perform(
+    options: Namespace,
+    config: Config,
+    shutdown: Shutdown,
+    work: Sequence[Work],
+    dry_run: bool,
+    skip_missing: bool = True,
+) -> Outcome:
+    bar = bar_of(options)
+    run = run_of(options, config, shutdown, bar, dry_run)
+    with bar or Bar():
+        return perform([(path, partial(do, run=run)) for path, do in work], run, skip_missing)
+
+
+def _finish(options: Namespace, outcome: Outcome, nouns: Mapping[str, str]) -> int:
+    """Print what came of it, as text or JSON; returns the exit status."""
+    total = outcome.to_dict(options.command)
+    if options.command == "prune" and outcome.reports:
+        total = outcome.reports[0].to_dict()
+    for warning in total["warnings"]:
+        say(f"warning: {warning}")
+    if options.json:
+        if outcome.messages:
+            total.update(error=" ".join(outcome.messages), status=outcome.status)
+        print(json.dumps(total))
+    else:
+        _print_text(options, outcome, total, nouns)
+    for message in outcome.messages:
+        say(message)
+    return outcome.status
+
+
+def _print_text(
+    options: Namespace, outcome: Outcome, total: dict[str, Any], nouns: Mapping[str, str]
+) -> None:
+    text = removal_text(outcome.reports, nouns, options.dry_run)
+    # A run from cron in which nothing happens has nothing to say.
+    loud = options.dry_run or options.verbose or sys.stdout.isatty()
+    if text:
+        print(text)
+    elif loud and not outcome.errors:
+        print("Nothing to remove.")
+    if options.verbose and total["victims_total"]:
+        print(noted_text("In detail", total["victims"], total["victims_total"]))
+    if (text or loud) and total["kept_total"]:
+        print(noted_text("Kept", total["kept"], total["kept_total"]))
+    if total["anomalies_total"]:
+        print(noted_text("To look at", total["anomalies"], total["anomalies_total"]))
+
+
+COMMANDS: dict[str, Callable[[Namespace, Shutdown], int]] = {
+    "preflight": preflight_command,
+    "sweep": sweep_command,
+    "prune": prune_command,
+    "clean": clean_command,
+    "info": info_command,
+}

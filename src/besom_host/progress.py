@@ -1,0 +1,63 @@
+"""A progress bar for a person at a terminal, and nothing for anybody else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+# Runs that are over sooner need no bar, and need not wait for rich to be imported.
+PATIENCE_S = 1.0
+
+
+class Bar:
+    """The engine's progress as a bar on stderr, once a run takes longer than a second; a context manager."""
+
+    def __init__(self, color: bool = True) -> None:
+        self._color = color
+        self._started = time.monotonic()
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if self._bar is None:
+            if time.monotonic() - self._started < PATIENCE_S:
+                return
+            self._open()
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bar.add_task(phase, total=None)
+        self._bar.update(self._tasks[phase], completed=done, total=total or None)
+
+    def _open(self) -> None:
+        # 60 ms that only this needs.
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        console = Console(file=sys.stderr, no_color=not self._color)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._bar.start()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
