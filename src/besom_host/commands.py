@@ -88,7 +88,8 @@ def preflight_command(options: Namespace, shutdown: Shutdown) -> int:
     for warning in verdict.warnings:
         say(f"warning: {warning}")
     if options.json:
-        print(json.dumps(verdict.to_dict()))
+        failure = {} if verdict.sufficient else {"error": verdict.message, "status": 3}
+        print(json.dumps({**verdict.to_dict(), **failure}))
     elif verdict.sufficient:
         for fs in verdict.file_systems:
             print(

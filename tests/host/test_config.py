@@ -1,0 +1,150 @@
+"""Configuration files and environment: what is read, and what wild input ends in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from besom.errors import UsageError
+from besom_host.config import load
+
+GEMS = {"name": "gems", "path": "/srv/gems", "layout": "files", "max_size": "10GiB"}
+
+
+def write(path: Path, values: Any) -> str:
+    file = path / "besom.yml"
+    file.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return str(file)
+
+
+def test_the_example_of_the_design_is_read(tmp_path: Path) -> None:
+    text = """
+stores:
+  - name: gems
+    path: /var/cache/app/gems
+    layout: files
+    max_size: 10GiB
+    target_size: 8GiB
+    order: lru
+temps:
+  - path: /var/lib/app/rubies
+    pattern: .temp-*
+    older_than: 24h
+mounts:
+  - /mnt/torrents
+daemon: {interval: 1h, drain_timeout: 30s, state_dir: /run/besom}
+log: {format: clef, file: /var/log/besom/besom.clef}
+metrics: {textfile: /var/lib/prometheus/node-exporter/besom.prom}
+"""
+    config = load(write(tmp_path, text), {})
+    gems = config.stores["gems"]
+    assert (gems.path, gems.layout, gems.policy.order) == ("/var/cache/app/gems", "files", "lru")
+    assert (gems.policy.max_size, gems.policy.target_size) == (10 * 2**30, 8 * 2**30)
+    assert (config.temps[0].patterns, config.temps[0].older_than) == ((".temp-*",), 86400 * 10**9)
+    assert config.lock_timeout == 30
+
+
+def test_the_environment_limits_only_stores_without_a_limit_of_their_own(tmp_path: Path) -> None:
+    bare = {"name": "bare", "path": "/srv/bare", "layout": "trees"}
+    file = write(tmp_path, {"stores": [GEMS, bare]})
+    for env in ({"BESOM_MAX_SIZE": "5M"}, {"BESOM_MAX_SIZE_MB": "5"}):
+        config = load(file, env)
+        assert [store.policy.max_size for store in config.stores.values()] == [10 * 2**30, 5 * 2**20]
+    with pytest.raises(UsageError, match="no limit is set"):
+        load(file, {})
+    with pytest.raises(UsageError, match="BESOM_MAX_SIZE_MB"):
+        load(file, {"BESOM_MAX_SIZE_MB": "lots"})
+
+
+def test_the_file_that_besom_config_names_is_read_and_the_flag_stands_above_it(tmp_path: Path) -> None:
+    file = write(tmp_path, {"stores": [GEMS]})
+    assert load(None, {"BESOM_CONFIG": file}).path == file
+    assert load(file, {"BESOM_CONFIG": "/nowhere"}).path == file
+
+
+BAD = [
+    ("stores: {", "line 1"),
+    ("a: b: c", "line 1"),
+    ("- a\n- b", "must be a mapping"),
+    ("stores: 3", "stores must be a list"),
+    ("stores: [3]", "must be a mapping"),
+    ("shops: []", "unknown key shops"),
+    ("lock_timeout: soon", "lock_timeout: 'soon'"),
+    ("\x00", "not valid YAML"),
+    ("stores: [{name: a, path: relative, layout: files, max_age: 1d}]", "path: relative is not an absolute"),
+    ("stores: [{name: a, path: /a, layout: blobs, max_age: 1d}]", "layout: blobs is not one of"),
+    ("stores: [{name: a, path: /a, layout: files, max_size: -1}]", "a: max_size: '-1'"),
+    ("stores: [{name: a, path: /a, layout: files, max_size: true}]", "a: max_size: 'True'"),
+    ("stores: [{name: a, path: /a, layout: files, max_sise: 1G}]", "unknown key max_sise"),
+    ("stores: [{path: /a, layout: files, max_size: 1G}]", "has no name"),
+    ("temps: [{path: /a, pattern: ../x}]", "pattern: '../x'"),
+    ("temps: [{path: /a, older_than: ''}]", "older_than: ''"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), BAD, ids=[ascii(text) for text, _ in BAD])
+def test_a_malformed_file_is_one_sentence_that_names_file_and_key(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        load(file, {})
+    message = str(caught.value)
+    assert says in message
+    assert file in message
+    assert "\n" not in message
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+keys = st.sampled_from(
+    [
+        "name",
+        "path",
+        "layout",
+        "max_size",
+        "target_size",
+        "max_age",
+        "min_free",
+        "order",
+        "pattern",
+        "older_than",
+    ]
+)
+trees = st.recursive(
+    leaves | st.sampled_from(["/srv/x", "files", "trees", "10G", "5%", "7d"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(keys | st.text(max_size=5), inner, max_size=6)
+    ),
+    max_leaves=15,
+)
+wild = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@wild
+@given(stores=trees, temps=trees, rest=trees, timeout=leaves)
+def test_any_yaml_is_read_or_refused_in_one_sentence(
+    tmp_path: Path, stores: Any, temps: Any, rest: Any, timeout: Any
+) -> None:
+    values = {"stores": stores, "temps": temps, "mounts": rest, "lock_timeout": timeout}
+    file = tmp_path / "besom.yml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    try:
+        load(str(file), {})
+    except UsageError as error:
+        assert "\n" not in str(error)
+
+
+@wild
+@given(data=st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused_in_one_sentence(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "besom.yml"
+    file.write_bytes(data)
+    try:
+        load(str(file), {})
+    except UsageError as error:
+        assert "\n" not in str(error)
