@@ -239,9 +239,11 @@ interrupted:
   returned: when the work was begun
 """
 
+from functools import partial
+
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.besom.housekeep import Outcome
+from ..module_utils.besom.housekeep import perform
 from ..module_utils.besom.policy import read_store
 from ..module_utils.besom.prune import Request, prune
 from ..module_utils.besom_module import (
@@ -271,8 +273,10 @@ def main() -> None:
     with one_sentence(module):
         values = {"path": params["path"], "layout": params["layout"], **policy_values(params)}
         store = read_store(values, limits_required=not empty)
-        report = prune(Request(store, empty=empty), run_of(module))
-        finish(module, Outcome([report]), report.to_dict())
+        run = run_of(module)
+        work = partial(prune, Request(store, empty=empty), run)
+        outcome = perform([(store.path, work)], run, skip_missing=False)
+        finish(module, outcome, outcome.reports[0].to_dict() if outcome.reports else {"warnings": []})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import open_url
 
 from .besom.errors import BesomError
 from .besom.fetch import Opener
@@ -87,7 +86,7 @@ class Gate:
     def __init__(self, module: AnsibleModule, run: Run) -> None:
         params = module.params
         self._run = run
-        self._opener = _opener(params)
+        self._opener = _opener(params) if params["urls"] else None
         self._reserve = Share(params["reserve"], "reserve") if params["reserve"] is not None else None
         self._expand = parse_factor(params["expand"], "expand")
         self._unknown_fails = params["on_unknown"] == "fail"
@@ -100,6 +99,9 @@ class Gate:
 
 
 def _opener(params: dict[str, Any]) -> Opener:
+    # Only a task with URLs needs it, and it takes longer to import than most tasks take.
+    from ansible.module_utils.urls import open_url
+
     def open_(url: str, method: str, headers: dict[str, str]) -> Any:
         return open_url(
             url,

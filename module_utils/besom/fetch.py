@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import re
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPException
 from typing import Any, Callable
 
 from .errors import UsageError
@@ -22,6 +19,9 @@ DEFAULT_TIMEOUT = 10.0
 
 def plain_opener(timeout: float = DEFAULT_TIMEOUT, headers: Mapping[str, str] | None = None) -> Opener:
     """An opener of the standard library: proxies from the environment, TLS verified. timeout in seconds."""
+
+    # 50 ms that only a run with URLs needs.
+    import urllib.request
 
     def open_(url: str, method: str = "GET", headers: Mapping[str, str] = headers or {}) -> Any:
         request = urllib.request.Request(url, method=method, headers=dict(headers))  # noqa: S310 (check_url)
@@ -54,6 +54,8 @@ def content_length(url: str, opener: Opener) -> int | None:
     A failing server is None too: a gate that cannot know is the caller's to decide. RFC 9110, 8.6
     and 14.4.
     """
+    from http.client import HTTPException
+
     # A compressed transfer would be counted instead of the file.
     headers = {"Accept-Encoding": "identity"}
     for method, more in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):

@@ -294,7 +294,7 @@ def read_trees(
     sticky = os.fstat(root.fd)
     with os.scandir(root.fd) as names:
         children = [entry.name for entry in names if entry.is_dir(follow_symlinks=False)]
-    found.usage = _loose(cursor, set(children))
+    found.usage = _loose(cursor, set(children), forecast.tops)
     for name in children:
         if not found.is_entry(name):
             continue
@@ -349,10 +349,10 @@ def read_trees(
     return found
 
 
-def _loose(cursor: Cursor, directories: set[str]) -> int:
-    """Bytes of what lies in the root of a store of trees and is no directory."""
+def _loose(cursor: Cursor, directories: set[str], gone: set[tuple[int, int]]) -> int:
+    """Bytes of what lies in the root of a store of trees and is no directory; gone: inodes to leave out."""
     size = 0
-    seen = set()
+    seen = set(gone)
     with os.scandir(cursor.fd) as names:
         for entry in names:
             if entry.name in directories or (entry.name in cursor.mounted and cursor.is_mount(entry.name)):

@@ -154,7 +154,7 @@ def _flag(value: Mapping[str, Any], key: str, where: str) -> bool:
 
 def preflight(
     needs: Iterable[Need],
-    opener: Opener,
+    opener: Opener | None,
     reserve: Share | None = None,
     expand: float = DEFAULT_EXPAND,
     unknown_fails: bool = False,
@@ -162,8 +162,9 @@ def preflight(
 ) -> Verdict:
     """Compare needs, summed per file system, with what each has. Changes nothing.
 
-    reserve stays free beside the needs. A url whose size the server does not tell is left out with a
-    warning; unknown_fails: it raises NoSpace instead. forecast: bytes that count as freed already.
+    opener: what asks for the sizes of urls; None where no need has one. reserve stays free beside the
+    needs. A url whose size the server does not tell is left out with a warning; unknown_fails: it
+    raises NoSpace instead. forecast: bytes that count as freed already.
     Raises UsageError for a path that cannot be looked up.
     """
     started = time.monotonic()
@@ -173,7 +174,7 @@ def preflight(
         fs = _file_system(need.path, found, reserve, forecast or Forecast())
         fs.required += need.size
         fs.inodes_required += need.inodes
-        if not need.url:
+        if not need.url or opener is None:
             continue
         size = content_length(need.url, opener)
         if size is None:

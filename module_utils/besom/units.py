@@ -20,10 +20,10 @@ _MOST = 2**63 - 1
 
 
 def _text(value: Any) -> str:
-    # True is an int in Python, and a float has already lost what its writer meant.
-    if isinstance(value, (str, int)) and not isinstance(value, bool):
-        return str(value).strip()
-    if isinstance(value, float):
+    if isinstance(value, str):
+        return value.strip()
+    # True is an int in Python; str() raises ValueError for a whole number of more than 4300 digits.
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MOST:
         return repr(value)
     return ""
 
@@ -148,5 +148,6 @@ def _escape(char: str) -> str:
 
 
 def _quoted(value: Any) -> str:
-    text = printable(value) if isinstance(value, str) else repr(value)
+    huge = isinstance(value, int) and abs(value) > _MOST
+    text = printable(value) if isinstance(value, str) else hex(value) if huge else repr(value)
     return f"'{text[:80]}...'" if len(text) > 80 else f"'{text}'"

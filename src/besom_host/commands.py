@@ -84,7 +84,7 @@ def preflight_command(options: Namespace, shutdown: Shutdown) -> int:
     reserve = Share(options.reserve, "--reserve") if options.reserve is not None else None
     expand = parse_factor(options.expand, "--expand")
     needs += [Need(first, url=url) for url in urls]
-    verdict = preflight(needs, plain_opener(), reserve, expand)
+    verdict = preflight(needs, plain_opener() if urls else None, reserve, expand)
     for warning in verdict.warnings:
         say(f"warning: {warning}")
     if options.json:

@@ -252,10 +252,10 @@ def test_a_signal_while_waiting_for_the_lock_ends_the_wait(host: Path, signum: i
 def test_a_signal_stops_a_prune_between_two_entries_and_the_next_run_goes_on(
     tmp_path: Path, signum: int, status: int
 ) -> None:
-    store, directories = tmp_path / "store", 40
+    store, directories = tmp_path / "store", 20
     for n in range(directories):
         (store / str(n)).mkdir(parents=True)
-        for m in range(1000):
+        for m in range(500):
             (store / str(n) / str(m)).touch()
     age(store, 9)
     words = ("prune", f"{store}/", "--layout", "files", "--max-age", "1d", "--json")
@@ -267,7 +267,7 @@ def test_a_signal_stops_a_prune_between_two_entries_and_the_next_run_goes_on(
     report = json.loads(out)
     assert process.returncode == status, "over before the signal came? then make the store larger"
     assert report["interrupted"]
-    assert report["removed"]["entries"] == directories * 1000 - len(files(store))
+    assert report["removed"]["entries"] == directories * 500 - len(files(store))
     assert "Interrupted" in err
     assert "Traceback" not in err
     assert besom(*words).returncode == 0

@@ -1,0 +1,63 @@
+"""Running one command: what it took, and how much memory it held at most."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# GNU time does the wait4. Were it done here, the peak of a small program would be that of this Python,
+# whose memory a child is charged with until its exec.
+TIME = "/usr/bin/time"
+
+
+class CommandFailed(Exception):
+    """The command ended with another status than 0."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one run, the largest resident set of any of its processes, and the load it ran under."""
+
+    wall: float
+    user: float
+    system: float
+    peak_kib: int
+    load: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(argv: Sequence[str], scratch: Path, env: Mapping[str, str]) -> Sample:
+    """Run argv to its end. Whatever ends this process first ends the whole group of the command."""
+    figures, log = scratch / "time", scratch / "log"
+    load = os.getloadavg()[0]
+    with log.open("wb") as output:
+        started = time.perf_counter()
+        child = subprocess.Popen(
+            [TIME, "-q", "-f", "%U %S %M", "-o", figures, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=scratch,
+            env=env,
+            start_new_session=True,
+        )
+        try:
+            status = child.wait()
+        finally:
+            if child.returncode is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        wall = time.perf_counter() - started
+    if status:
+        tail = log.read_bytes()[-2000:].decode(errors="replace").strip()
+        raise CommandFailed(f"{' '.join(argv)} ended with status {status}: {tail}")
+    user, system, peak = figures.read_text().split()
+    return Sample(round(wall, 4), float(user), float(system), int(peak), load)
