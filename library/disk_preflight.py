@@ -184,7 +184,8 @@ def main() -> None:
             module.warn(warning)
         if not verdict.sufficient:
             module.fail_json(msg=verdict.message, **result)
-        module.exit_json(msg="There is enough space.", **result)
+        known = "" if not verdict.warnings else " for what could be sized"
+        module.exit_json(msg=f"There is enough space{known}.", **result)
 
 
 if __name__ == "__main__":

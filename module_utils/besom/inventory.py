@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .locks import LockTable
 from .report import Noted
@@ -19,13 +19,17 @@ from .root import Root
 from .run import Forecast, Progress, quiet
 from .selection import CHUNK, Chunk
 from .tree import (
+    EARLIEST,
+    LATEST,
     TRASH,
     Blocked,
     Cursor,
     Measure,
     MountPoint,
+    Shared,
     can_write,
     flags_forbid,
+    in_range,
     measure,
     sticky_forbids,
     walk,
@@ -74,8 +78,10 @@ class Inventory:
     kept: Noted = field(default_factory=Noted)
     anomalies: Noted = field(default_factory=Noted)
     links: dict[tuple[int, int], _Link] = field(default_factory=dict)
+    # Links gone before the entries go: what the forecast had noted, and those in the trash.
+    gone: dict[tuple[int, int], int] = field(default_factory=dict)
     # Of layout trees: the inodes with several links in each entry that has such.
-    shared: dict[str, dict[tuple[int, int], list[int]]] = field(default_factory=dict)
+    shared: dict[str, Shared] = field(default_factory=dict)
 
     def chain(self, directory: int) -> list[int]:
         """The indexes of the directories from just below the root down to this one."""
@@ -119,6 +125,26 @@ class Inventory:
             return False
         return name != "lost+found"
 
+    def measure_trash(self, table: LockTable, forecast: Forecast) -> None:
+        """Find out how much the trash gives back; leave out what another besom is at work on."""
+        cursor, before = Cursor(self.root), Forecast(links=dict(forecast.links))
+        for name in list(self.trash):
+            try:
+                cursor.enter(name)
+                one = measure(cursor, table)
+                if one.blocked:
+                    del self.trash[name]
+                    self.note(replace(one.blocked, anomaly=True))
+                else:
+                    self.trash[name] = before.credit(one.bytes, one.shared)
+            except OSError as error:
+                del self.trash[name]
+                self.refused(cursor.path(name), error)
+            cursor.rise(0)
+        self.gone = before.links
+        for ident in self.gone.keys() & self.links.keys():
+            self.links[ident].links -= self.gone[ident]
+
 
 def read_files(
     root: Root,
@@ -148,9 +174,6 @@ def read_files(
         if depth:
             found.parents.append(way[depth - 1])
             found.names.append(cursor.name)
-            if (own.st_dev, own.st_ino) in forecast.tops:
-                way.append(0)
-                return []
         way.append(len(found.names) - 1)
         here = way[depth]
         if depth and own.st_ino in locked:
@@ -158,6 +181,7 @@ def read_files(
             if holder:
                 found.kept.add(cursor.path(), f"in use: locked by {holder}")
                 return []
+        gone = forecast.names.get((own.st_dev, own.st_ino), ())
         flags = flags_forbid(fd)
         forbidden = f"is {flags}" if flags else "" if can_write(fd) else "cannot be written"
         sticky = bool(own.st_mode & stat.S_ISVTX)
@@ -168,6 +192,8 @@ def read_files(
         with os.scandir(fd) as names:
             for entry in names:
                 name = entry.name
+                if name in gone:
+                    continue
                 # d_type tells a directory without touching what may be a mount.
                 if entry.is_dir(follow_symlinks=False):
                     if depth or found.is_entry(name):
@@ -186,13 +212,13 @@ def read_files(
                     continue
                 if only is not None and not only.fullmatch(name):
                     continue
-                if forecast.tops and (st.st_dev, st.st_ino) in forecast.tops:
-                    continue
                 entries += 1
                 size = st.st_blocks * 512
                 key = mtime = st.st_mtime_ns
+                if not EARLIEST <= mtime <= LATEST:
+                    key = mtime = in_range(mtime)
                 if lru and st.st_atime_ns > key:
-                    key = st.st_atime_ns
+                    key = in_range(st.st_atime_ns)
                 if key < oldest:
                     oldest = key
                 if key > newest:
@@ -202,7 +228,7 @@ def read_files(
                     ident = (st.st_dev, st.st_ino)
                     link = links.get(ident)
                     if link is None:
-                        link = links[ident] = _Link(st.st_nlink - forecast.links.get(ident, 0), size)
+                        link = links[ident] = _Link(st.st_nlink, size)
                         usage += size
                     link.seen += 1
                     size = 0  # its last link gets it, once all are known
@@ -251,6 +277,7 @@ def read_files(
         found.refused(root.path, error)
     if found.chunks:
         found.chunks[-1].seal()
+    found.measure_trash(table, forecast)
     for link in links.values():
         # A name that stays keeps the inode: then its bytes go with none of the others.
         if link.listed and link.listed == link.seen:
@@ -285,26 +312,26 @@ def read_trees(
         for ident, (names, count, size) in one.shared.items():
             link = links.get(ident)
             if link is None:
-                link = links[ident] = _Link(count - forecast.links.get(ident, 0), size)
+                link = links[ident] = _Link(count, size)
             else:
                 found.usage -= size
             link.seen += names
 
     writable = can_write(root.fd)
     sticky = os.fstat(root.fd)
+    gone = forecast.names.get(root.ident, ())
     with os.scandir(root.fd) as names:
         children = [entry.name for entry in names if entry.is_dir(follow_symlinks=False)]
-    found.usage = _loose(cursor, set(children), forecast.tops)
+    _count_loose(found, cursor, {*children, *gone})
     for name in children:
+        if name in gone:
+            continue
         if not found.is_entry(name):
             continue
         try:
             cursor.enter(name)
         except OSError as error:
             found.refused(cursor.path(name), error)
-            continue
-        if cursor.ident in forecast.tops:
-            cursor.rise(0)
             continue
         own = os.fstat(cursor.fd)
         one = measure(cursor, table, thorough)
@@ -326,6 +353,7 @@ def read_trees(
             listed.append((key, one.inode, name, one))
             if one.shared:
                 found.shared[name] = one.shared
+    found.measure_trash(table, forecast)
     # A shared inode's bytes go with the last entry, in the order of removal, that has a name of it.
     for key, inode, name, one in sorted(listed, key=lambda row: row[:2]):
         size = one.bytes
@@ -349,19 +377,20 @@ def read_trees(
     return found
 
 
-def _loose(cursor: Cursor, directories: set[str], gone: set[tuple[int, int]]) -> int:
-    """Bytes of what lies in the root of a store of trees and is no directory; gone: inodes to leave out."""
-    size = 0
-    seen = set(gone)
+def _count_loose(found: Inventory, cursor: Cursor, others: set[str]) -> None:
+    """Count as usage what lies in the root of a store of trees and is not one of the others."""
     with os.scandir(cursor.fd) as names:
         for entry in names:
-            if entry.name in directories or (entry.name in cursor.mounted and cursor.is_mount(entry.name)):
+            if entry.name in others or (entry.name in cursor.mounted and cursor.is_mount(entry.name)):
                 continue
             try:
                 st = entry.stat(follow_symlinks=False)
             except OSError:
                 continue
-            if (st.st_dev, st.st_ino) not in seen:
-                size += st.st_blocks * 512
-                seen.add((st.st_dev, st.st_ino))
-    return size
+            size = st.st_blocks * 512
+            if st.st_nlink > 1:
+                # A name that no entry has: by it, the inode stays whatever goes.
+                link = found.links.setdefault((st.st_dev, st.st_ino), _Link(st.st_nlink, size))
+                size = 0 if link.seen else size
+                link.seen += 1
+            found.usage += size

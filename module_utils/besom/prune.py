@@ -20,7 +20,7 @@ from .report import CAP, Report
 from .root import Root
 from .run import Forecast, Run
 from .selection import Goals, choose, tally
-from .tree import CHANGED, Cursor, MountPoint, Removal, file_forbids, finish_trash, measure, remove_tree
+from .tree import CHANGED, Cursor, MountPoint, Removal, file_forbids, finish_trash, in_range, remove_tree
 from .units import format_size, printable
 
 _ST_NOATIME = 1024  # statvfs(3)
@@ -52,6 +52,7 @@ class Plan:
     inventory: Inventory
     report: Report
     usage: int = 0  # bytes that leave the store with the victims
+    shedding: bool = False  # the store is over its max_size
 
 
 def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
@@ -73,7 +74,6 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
         found = read_trees(root, lru, horizon, grace, thorough, forecast, run.progress)
 
     report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies)
-    _measure_trash(found)
     trash = sum(found.trash.values())
     size, available = _space(root, forecast)
     goals = Goals(before=aged)
@@ -98,7 +98,7 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
         report.warnings.append(
             f"{printable(root.path)} is mounted noatime: the order lru goes by mtime there."
         )
-    return Plan(request, found, report, usage + trash)
+    return Plan(request, found, report, usage + trash, goals.shed > 0)
 
 
 def _space(root: Root, forecast: Forecast) -> tuple[int, int]:
@@ -107,23 +107,6 @@ def _space(root: Root, forecast: Forecast) -> tuple[int, int]:
     mount = mount_of(root.fd)
     before = forecast.freed.get(mount.device, 0) if mount else 0
     return st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize + before
-
-
-def _measure_trash(found: Inventory) -> None:
-    """Find out how much the trash left by a crash holds; leave out what another besom is at work on."""
-    cursor, table = Cursor(found.root), LockTable()
-    for name in list(found.trash):
-        try:
-            cursor.enter(name)
-            one = measure(cursor, table)
-            found.trash[name] = one.freed
-            if one.blocked:
-                del found.trash[name]
-                found.note(replace(one.blocked, anomaly=True))
-        except OSError as error:
-            del found.trash[name]
-            found.refused(cursor.path(name), error)
-        cursor.rise(0)
 
 
 def _warn(report: Report, found: Inventory, short: Goals, policy: Policy) -> None:
@@ -150,14 +133,16 @@ def _list_victims(request: Request, found: Inventory, report: Report, goals: Goa
     for name, size in found.trash.items():
         report.victims.add(found.path(0, name), "trash left by a crash", kind="tree", bytes=size)
     kind = "file" if request.store.layout == "files" else "tree"
+    listed: list[tuple[int, str, int]] = []
     for chunk in found.chunks:
-        room = CAP - len(report.victims.items)
-        if room:
-            rows = compress(zip(chunk.names, chunk.where, chunk.key, chunk.freed), chunk.victims)
-            for name, where, key, freed in islice(rows, room):
-                reason = "older than max_age" if key < goals.before else "oldest, over the limit"
-                reason = "emptied" if request.empty else reason
-                report.victims.add(found.path(where, name), reason, kind=kind, bytes=freed)
+        rows = compress(zip(chunk.key, chunk.where, chunk.names, chunk.freed), chunk.victims)
+        for key, where, name, freed in islice(rows, max(0, CAP - len(report.victims.items) - len(listed))):
+            listed.append((key, found.path(where, name), freed))
+        if len(listed) >= CAP:
+            break
+    for key, path, freed in sorted(listed):
+        reason = "older than max_age" if key < goals.before else "oldest, over the limit"
+        report.victims.add(path, "emptied" if request.empty else reason, kind=kind, bytes=freed)
     report.victims.total = report.planned.entries
 
 
@@ -249,7 +234,9 @@ class _Execution:
     def _finish_trash(self) -> None:
         cursor = Cursor(self.found.root)
         for name in self.found.trash:
-            self._account(cursor.path(name), finish_trash(cursor, name))
+            removal = finish_trash(cursor, name)
+            if self._account(cursor.path(name), removal):
+                self.usage += removal.freed
 
     def _remove_trees(self) -> None:
         cursor = Cursor(self.found.root)
@@ -310,10 +297,10 @@ class _Execution:
                     st = stat(name, dir_fd=fd, follow_symlinks=False)
                     if (
                         st.st_ino != inode
-                        or st.st_mtime_ns != mtime
+                        or (st.st_mtime_ns != mtime and in_range(st.st_mtime_ns) != mtime)
                         or st.st_size != size
                         or st.st_dev != device
-                        or (lru and st.st_atime_ns > key)
+                        or (lru and in_range(st.st_atime_ns) > key)
                     ):
                         self._spared(where, name, CHANGED)
                         continue
@@ -384,11 +371,17 @@ def prune(request: Request, run: Run) -> Report:
 
 
 def _prune_locked(request: Request, root: Root, run: Run) -> Report:
-    first = _Execution(plan(request, root, run, thorough=False), run)
+    planned = plan(request, root, run, thorough=False)
+    first = _Execution(planned, run)
     report = first.execute()
     if not first.surprised or report.interrupted:
         return report
     # The dry run sees what is immutable beforehand and takes the next oldest instead: so does this.
+    store = request.store
+    if planned.shedding and store.policy.target_size is not None:
+        # Pruning began above max_size, so it goes on to the target.
+        policy = replace(store.policy, max_size=store.policy.target_size)
+        request = replace(request, store=replace(store, policy=policy))
     again = _Execution(plan(request, root, run, thorough=True), run).execute()
     again.planned.add(report.removed.entries, report.removed.bytes)
     again.removed.add(report.removed.entries, report.removed.bytes)
@@ -403,6 +396,7 @@ def _remember(planned: Plan, forecast: Forecast) -> None:
     """Note in forecast what the execution of this plan would remove."""
     found = planned.inventory
     forecast.free(mount_of(found.root.fd), planned.report.planned.bytes)
+    forecast.links.update(found.gone)
     for chunk in found.chunks if found.links else []:
         for name, inode in compress(zip(chunk.names, chunk.inode), chunk.victims):
             shared = found.shared.get(name, {}) if found.shared else {(chunk.device, inode): [1]}

@@ -38,8 +38,8 @@ class Root:
     """An open directory that work is bounded by. Close it, or use it in a with statement."""
 
     def __init__(self, path: str) -> None:
-        """Open path by its components; raises UsageError when it is missing, not a directory or refused."""
-        self.path = os.path.join(os.getcwd(), path)
+        """Open an absolute path by its components; raises UsageError when it is missing or refused."""
+        self.path = path
         self.fd = -1
         self.reopen()
 

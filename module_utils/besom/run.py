@@ -9,6 +9,7 @@ from typing import Callable
 
 from .mounts import Mount
 from .shutdown import Shutdown
+from .tree import Shared
 
 # progress(phase, done, total): total is 0 while it is not known.
 Progress = Callable[[str, int, int], None]
@@ -26,13 +27,20 @@ def unheard(message: str) -> None:
 class Forecast:
     """What dry runs before this one would have removed, so that nothing is counted twice.
 
-    tops: identities (device, inode) of whole trees and temps; links: links removed of each inode that
-    had several; freed: bytes by the device of the file system.
+    names: those gone from a directory (device, inode); links: links gone of each inode that had
+    several; freed: bytes by the device of the file system.
     """
 
-    tops: set[tuple[int, int]] = field(default_factory=set)
+    names: dict[tuple[int, int], set[str]] = field(default_factory=dict)
     links: dict[tuple[int, int], int] = field(default_factory=dict)
     freed: dict[str, int] = field(default_factory=dict)
+
+    def credit(self, size: int, shared: Shared) -> int:
+        """Bytes that come back when a tree of size bytes goes after all that is noted; notes its links."""
+        for ident, (names, links, held) in shared.items():
+            gone = self.links[ident] = self.links.get(ident, 0) + names
+            size -= 0 if gone >= links else held
+        return size
 
     def free(self, mount: Mount | None, size: int) -> None:
         """Note that size bytes would be freed on the file system of mount."""

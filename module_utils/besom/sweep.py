@@ -8,20 +8,21 @@ import fnmatch
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .locks import FlockUnsupported, LockTable, holder_of, try_flock
 from .mounts import mount_of
 from .policy import Temps
 from .report import Report
 from .root import Root
-from .run import Run
+from .run import Forecast, Run
 from .tree import (
     CHANGED,
     TRASH,
     Blocked,
     Cursor,
     Removal,
+    Shared,
     can_write,
     file_forbids,
     finish_trash,
@@ -34,25 +35,26 @@ from .units import format_duration
 
 @dataclass(frozen=True)
 class Temp:
-    """One stale temp (or trash left by a crash): its identity, and the bytes that go with it.
+    """One temp (or trash left by a crash): its identity, its allocated bytes, and what it shares.
 
     identity: (newest mtime in ns, inodes) of a tree; (device, inode, mtime in ns, size) of a file.
     """
 
     name: str
-    ident: tuple[int, int]
     identity: tuple[int, ...]
-    freed: int
+    bytes: int
+    shared: Shared
     trash: bool = False
 
 
 @dataclass
 class Plan:
-    """The temps that would go, and the report as it stands."""
+    """The temps that would go, the report as it stands, and how many links of each inode go with them."""
 
     root: Root
     temps: list[Temp]
     report: Report
+    links: dict[tuple[int, int], int]
 
 
 def plan(temps: Temps, root: Root, run: Run) -> Plan:
@@ -66,11 +68,16 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
     horizon = run.now() - temps.older_than
     parent = os.fstat(root.fd)
     stale: list[Temp] = []
+    gone = run.forecast.names.get(root.ident, ())
+    # What temps share comes back with the last of them.
+    forecast = Forecast(links=dict(run.forecast.links))
     with os.scandir(root.fd) as entries:
         names = sorted(
             (entry.name, entry.is_dir(follow_symlinks=False))
             for entry in entries
-            if entry.name != "lost+found" and (_matches(entry.name, temps) or TRASH.fullmatch(entry.name))
+            if entry.name != "lost+found"
+            and entry.name not in gone
+            and (_matches(entry.name, temps) or TRASH.fullmatch(entry.name))
         )
     for name, is_dir in names:
         run.shutdown.check(f"looking through {root.path}")
@@ -86,24 +93,27 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
             elif error.errno != errno.ENOENT:
                 report.anomalies.add(cursor.path(name), f"cannot be read: {error.strerror}")
             continue
-        report.bytes_before += temp.freed
         if blocked:
+            report.bytes_before += Forecast().credit(temp.bytes, temp.shared)
             (report.anomalies if blocked.anomaly else report.kept).add(blocked.path, blocked.reason)
         elif newest >= horizon and not trash:
             age = format_duration(max(0, run.now() - newest) // 10**9)
             limit = format_duration(temps.older_than / 1e9)
+            report.bytes_before += Forecast().credit(temp.bytes, temp.shared)
             report.kept.add(cursor.path(name), f"not stale yet: {age} old, it goes after {limit}")
         else:
-            stale.append(Temp(temp.name, temp.ident, temp.identity, temp.freed, trash))
-            report.planned.add(1, temp.freed)
+            stale.append(replace(temp, trash=trash))
+            freed = forecast.credit(temp.bytes, temp.shared)
+            report.bytes_before += freed
+            report.planned.add(1, freed)
             report.victims.add(
                 cursor.path(name),
                 "trash left by a crash" if trash else "stale",
                 kind="tree" if is_dir else "file",
-                bytes=temp.freed,
+                bytes=freed,
             )
     report.bytes_after = report.bytes_before
-    return Plan(root, stale, report)
+    return Plan(root, stale, report, forecast.links)
 
 
 def _matches(name: str, temps: Temps) -> bool:
@@ -118,7 +128,7 @@ def _tree(
     found = measure(cursor, table, thorough=True)
     cursor.rise(0)
     blocked = found.blocked or _forbidden(cursor, name, parent, own)
-    return Temp(name, (own.st_dev, own.st_ino), found.identity, found.freed), found.newest, blocked
+    return Temp(name, found.identity, found.bytes, found.shared), found.newest, blocked
 
 
 def _file(
@@ -137,9 +147,10 @@ def _file(
         blocked = Blocked(path, f"in use: locked by {holder}")
     elif forbids:
         blocked = Blocked(path, f"is {forbids}", anomaly=True)
-    freed = st.st_blocks * 512 if st.st_nlink == 1 else 0
+    size = st.st_blocks * 512
     ident = (st.st_dev, st.st_ino)
-    return Temp(name, ident, (*ident, st.st_mtime_ns, st.st_size), freed), st.st_mtime_ns, blocked
+    shared = {ident: [1, st.st_nlink, size]} if st.st_nlink > 1 else {}
+    return Temp(name, (*ident, st.st_mtime_ns, st.st_size), size, shared), st.st_mtime_ns, blocked
 
 
 def _forbidden(cursor: Cursor, name: str, parent: os.stat_result, st: os.stat_result) -> Blocked | None:
@@ -215,7 +226,8 @@ def sweep(temps: Temps, run: Run) -> Report:
         if run.dry_run:
             report.dry_run = True
             report.bytes_after -= report.planned.bytes
-            run.forecast.tops.update(temp.ident for temp in planned.temps)
+            run.forecast.names.setdefault(root.ident, set()).update(temp.name for temp in planned.temps)
+            run.forecast.links = planned.links
             run.forecast.free(mount_of(root.fd), report.planned.bytes)
         else:
             execute(planned, run)

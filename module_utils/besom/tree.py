@@ -23,6 +23,9 @@ from .mounts import mnt_id, names_mounted_on
 from .root import Root, open_directory
 from .units import printable
 
+# By inode (device, number) with several links: [names of it in a tree, links in all, bytes].
+Shared = dict[tuple[int, int], list[int]]
+
 TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}")
 CHANGED = "changed_since_plan"
 
@@ -31,6 +34,15 @@ _FS_IOC_GETFLAGS = 0x80086601 if array.array("l").itemsize == 8 else 0x80046601
 _IMMUTABLE, _APPEND = 0x10, 0x20
 _OPEN_AT_ONCE = 16
 _RESCANS = 3
+
+
+# Times in ns as columns of 64 bits hold them, with a value to spare at both ends: 1677 to 2262.
+EARLIEST, LATEST = -(2**63) + 1, 2**63 - 2
+
+
+def in_range(ns: int) -> int:
+    """A time, or the nearest that a table can hold; file systems go further, and anybody may set one."""
+    return min(max(ns, EARLIEST), LATEST)
 
 
 class MountPoint(OSError):
@@ -238,14 +250,14 @@ class Measure:
     the tree cannot go whole, the first reason found.
     """
 
-    newest: int = -(2**63)
-    used: int = -(2**63)
+    newest: int = EARLIEST
+    used: int = EARLIEST
     count: int = 0
     bytes: int = 0
     freed: int = 0
     inode: int = 0
     device: int = 0
-    shared: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    shared: Shared = field(default_factory=dict)
     blocked: Blocked | None = None
 
     @property
@@ -266,9 +278,9 @@ def measure(cursor: Cursor, table: LockTable, thorough: bool = False) -> Measure
 
     def count(name: str, st: os.stat_result, is_dir: bool) -> None:
         found.count += 1
-        found.newest = max(found.newest, st.st_mtime_ns)
+        found.newest = max(found.newest, in_range(st.st_mtime_ns))
         used = st.st_mtime_ns if is_dir else max(st.st_mtime_ns, st.st_atime_ns)
-        found.used = max(found.used, used)
+        found.used = max(found.used, in_range(used))
         size = st.st_blocks * 512
         if st.st_nlink > 1 and not is_dir:
             link = found.shared.setdefault((st.st_dev, st.st_ino), [0, st.st_nlink, size])
@@ -439,7 +451,7 @@ def _put_back(cursor: Cursor, trash: str, name: str) -> str:
     with suppress(FileNotFoundError):
         os.lstat(name, dir_fd=cursor.fd)
         # Somebody made the name anew meanwhile; left as trash, what changed would be lost at the next run.
-        back = f"{name[:60]}.besom-kept-{os.urandom(8).hex()}"
+        back = os.fsdecode(os.fsencode(name)[:200]) + f".besom-kept-{os.urandom(8).hex()}"
     os.rename(trash, back, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
     return back
 

@@ -64,7 +64,7 @@ def bar_of(options: Namespace) -> Bar | None:
 def absolute(path: str) -> str:
     if not path:
         raise UsageError("A path is empty.")
-    return os.path.join(os.getcwd(), path)
+    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
 
 
 def preflight_command(options: Namespace, shutdown: Shutdown) -> int:

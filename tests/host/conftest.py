@@ -1,0 +1,134 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Shared by the tests on real parts: the command, mounts that always go again, tools that may be missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("besom")
+OLD = 10 * 86400  # how old what is to go is made, in seconds
+
+Mount = Callable[..., Path]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root (mounts, device nodes, file attributes)")
+
+
+def need(tool: str, packaged: bool = True) -> str:
+    """The path of a tool. Without it the test is skipped; in CI, where bootstrap installs it, it fails."""
+    path = shutil.which(tool)
+    if path is None:
+        if packaged and os.environ.get("CI") == "true":
+            pytest.fail(f"{tool} is missing: run scripts/bootstrap --test")
+        pytest.skip(f"{tool} is missing")
+    return path
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run of the command came to."""
+
+    status: int
+    report: dict[str, Any]
+    stderr: str
+
+    def noted(self, *kinds: str) -> dict[str, str]:
+        """{path: reason} of the lists named: kept, anomalies, failures."""
+        return {item["path"]: item["reason"] for kind in kinds for item in self.report[kind]}
+
+
+@pytest.fixture
+def besom() -> Callable[..., Done]:
+    """besom(argument...) runs the command for real; it fails the test when it does not end in time."""
+
+    def besom(*arguments: str | Path, timeout: float = 60) -> Done:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("BESOM_")}
+        done = subprocess.run(
+            [COMMAND, "--json", *arguments],
+            env={**environment, "BESOM_CONFIG": os.devnull},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return Done(done.returncode, json.loads(done.stdout or "{}"), done.stderr)
+
+    return besom
+
+
+def is_mounted(path: Path) -> bool:
+    with open("/proc/self/mountinfo") as stream:
+        return any(line.split()[4] == str(path) for line in stream)
+
+
+def wait_for_mount(path: Path) -> None:
+    """Wait until path is a mount point; the kernel tells of every change (proc(5), mountinfo)."""
+    with open("/proc/self/mountinfo") as stream:
+        poll = select.poll()
+        poll.register(stream, select.POLLERR | select.POLLPRI)
+        while not is_mounted(path):
+            assert poll.poll(20_000), f"nothing was mounted on {path}"
+
+
+@pytest.fixture
+def mount(request: pytest.FixtureRequest) -> Mount:
+    """mount(at, option...) mounts something there until the test is over, however it ends."""
+
+    def mount(at: Path, *options: str | Path) -> Path:
+        if not os.path.lexists(at):
+            at.mkdir(parents=True)
+        done = subprocess.run(["mount", *options, at], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this kernel does not mount it: {done.stderr.strip()}")
+        request.addfinalizer(lambda: unmount(at))
+        return at
+
+    return mount
+
+
+def unmount(at: Path) -> None:
+    if subprocess.run(["umount", at], capture_output=True, check=False).returncode:
+        subprocess.run(["umount", "--lazy", at], capture_output=True, check=False)
+
+
+@pytest.fixture
+def chattr(request: pytest.FixtureRequest) -> Callable[[str, Path], None]:
+    """chattr("+i", path), undone when the test is over."""
+    need("chattr")
+
+    def chattr(flag: str, path: Path) -> None:
+        done = subprocess.run(["chattr", flag, path], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this file system has no attributes: {done.stderr.strip()}")
+        request.addfinalizer(lambda: subprocess.run(["chattr", flag.replace("+", "-"), path], check=False))
+
+    return chattr
+
+
+@pytest.fixture
+def full_image(tmp_path: Path, mount: Mount) -> Callable[..., Path]:
+    """full_image(option of mkfs.ext4...) mounts a new ext4 of 16 MiB in a file."""
+    need("mkfs.ext4")
+
+    def full_image(*options: str) -> Path:
+        image = tmp_path / "image"
+        with image.open("wb") as stream:
+            stream.truncate(16 * 1024**2)
+        subprocess.run(["mkfs.ext4", "-qF", "-m", "0", *options, image], check=True)
+        return mount(tmp_path / "disk", "-o", "loop", image)
+
+    return full_image
