@@ -114,7 +114,7 @@ operation:
   type: str
   returned: when the work was begun
 store:
-  description: The directory, or empty where RV(reports) has one each.
+  description: The directory.
   type: str
   returned: when the work was begun
 dry_run:

@@ -206,7 +206,7 @@ operation:
   type: str
   returned: when the work was begun
 store:
-  description: The directory, or empty where RV(reports) has one each.
+  description: Empty; RV(reports) has one each.
   type: str
   returned: when the work was begun
 dry_run:

@@ -23,9 +23,11 @@ def plain_opener(timeout: float = DEFAULT_TIMEOUT, headers: Mapping[str, str] | 
     # 50 ms that only a run with URLs needs.
     import urllib.request
 
+    director = urllib.request.build_opener()
+
     def open_(url: str, method: str = "GET", headers: Mapping[str, str] = headers or {}) -> Any:
         request = urllib.request.Request(url, method=method, headers=dict(headers))  # noqa: S310 (check_url)
-        return urllib.request.urlopen(request, timeout=timeout)  # noqa: S310
+        return director.open(request, timeout=timeout)
 
     return open_
 

@@ -358,7 +358,7 @@ def read_trees(
     for key, inode, name, one in sorted(listed, key=lambda row: row[:2]):
         size = one.bytes
         freed = size
-        for ident, (count, _, shared) in one.shared.items():
+        for ident, (count, _links, shared) in one.shared.items():
             link = links[ident]
             link.gone += count
             last = link.gone == link.seen

@@ -55,7 +55,7 @@ def describe(pid: int) -> Holder:
         with open(f"/proc/{pid}/cmdline", "rb") as stream:
             words = stream.read(4096).rstrip(b"\0").split(b"\0")
         with open(f"/proc/{pid}/stat", "rb") as stream:
-            name, _, rest = stream.read().rpartition(b")")
+            name, _paren, rest = stream.read().rpartition(b")")
         ticks = int(rest.split()[19])
         with open("/proc/stat", "rb") as stream:
             boot = next(int(line.split()[1]) for line in stream if line.startswith(b"btime "))
@@ -94,7 +94,7 @@ class LockTable:
             if pid != own:
                 self._pids.setdefault(key, []).append(pid)
         # Looked at for every file: a set of plain numbers, empty more often than not.
-        self.inodes = frozenset(inode for _, inode in self._pids)
+        self.inodes = frozenset(inode for dev, inode in self._pids)
 
     def holder(self, dev: int, inode: int) -> Holder | None:
         """Another process that holds a lock on this inode, if one is known."""

@@ -400,6 +400,6 @@ def _remember(planned: Plan, forecast: Forecast) -> None:
     for chunk in found.chunks if found.links else []:
         for name, inode in compress(zip(chunk.names, chunk.inode), chunk.victims):
             shared = found.shared.get(name, {}) if found.shared else {(chunk.device, inode): [1]}
-            for ident, (names, *_) in shared.items():
+            for ident, (names, *_rest) in shared.items():
                 if ident in found.links:
                     forecast.links[ident] = forecast.links.get(ident, 0) + names

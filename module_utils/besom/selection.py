@@ -135,7 +135,7 @@ def choose(chunks: list[Chunk], goals: Goals) -> Goals:
                 chunk.victims[i] = 1
             elif key <= youngest and inode <= high and not chunk.victims[i]:
                 last.append((key, inode, n, i))
-    for _, _, n, i in sorted(last):
+    for key, inode, n, i in sorted(last):
         if goals.reached(0, 0, 0):
             break
         chunk = chunks[n]
@@ -169,7 +169,7 @@ def _narrow(
     """
     while lo < hi:
         width = (hi - lo) // _BUCKETS + 1
-        buckets = [[0, 0, 0] for _ in range((hi - lo) // width + 1)]
+        buckets = [[0, 0, 0] for bucket in range((hi - lo) // width + 1)]
         for value, size, freed in rows(lo, hi):
             bucket = buckets[(value - lo) // width]
             bucket[0] += 1

@@ -37,7 +37,8 @@ from .units import format_duration
 class Temp:
     """One temp (or trash left by a crash): its identity, its allocated bytes, and what it shares.
 
-    identity: (newest mtime in ns, inodes) of a tree; (device, inode, mtime in ns, size) of a file.
+    identity: (newest mtime in ns, inodes) of a tree; (device, inode, mtime in ns, size) of a file;
+    usage: the bytes that are in no temp any more when it goes, in its turn.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Temp:
     bytes: int
     shared: Shared
     trash: bool = False
+    usage: int = 0
 
 
 @dataclass
@@ -71,6 +73,7 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
     gone = run.forecast.names.get(root.ident, ())
     # What temps share comes back with the last of them.
     forecast = Forecast(links=dict(run.forecast.links))
+    names_of: dict[tuple[int, int], int] = {}
     with os.scandir(root.fd) as entries:
         names = sorted(
             (entry.name, entry.is_dir(follow_symlinks=False))
@@ -93,18 +96,19 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
             elif error.errno != errno.ENOENT:
                 report.anomalies.add(cursor.path(name), f"cannot be read: {error.strerror}")
             continue
+        report.bytes_before += temp.bytes
+        for ident, (count, _links, size) in temp.shared.items():
+            report.bytes_before -= size if ident in names_of else 0
+            names_of[ident] = names_of.get(ident, 0) + count
         if blocked:
-            report.bytes_before += Forecast().credit(temp.bytes, temp.shared)
             (report.anomalies if blocked.anomaly else report.kept).add(blocked.path, blocked.reason)
         elif newest >= horizon and not trash:
             age = format_duration(max(0, run.now() - newest) // 10**9)
             limit = format_duration(temps.older_than / 1e9)
-            report.bytes_before += Forecast().credit(temp.bytes, temp.shared)
             report.kept.add(cursor.path(name), f"not stale yet: {age} old, it goes after {limit}")
         else:
             stale.append(replace(temp, trash=trash))
             freed = forecast.credit(temp.bytes, temp.shared)
-            report.bytes_before += freed
             report.planned.add(1, freed)
             report.victims.add(
                 cursor.path(name),
@@ -113,6 +117,12 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
                 bytes=freed,
             )
     report.bytes_after = report.bytes_before
+    usage = Forecast()
+    for i, temp in enumerate(stale):
+        shared = {
+            ident: [count, names_of[ident], size] for ident, (count, links, size) in temp.shared.items()
+        }
+        stale[i] = replace(temp, usage=usage.credit(temp.bytes, shared))
     return Plan(root, stale, report, forecast.links)
 
 
@@ -177,7 +187,7 @@ def execute(planned: Plan, run: Run) -> Report:
         blocked = removal.blocked
         if blocked is None:
             report.removed.add(1, removal.freed)
-            report.bytes_after -= removal.freed
+            report.bytes_after -= temp.usage
         else:
             report.victims.discard(cursor.path(temp.name))
             noted = (
@@ -225,7 +235,7 @@ def sweep(temps: Temps, run: Run) -> Report:
         report = planned.report
         if run.dry_run:
             report.dry_run = True
-            report.bytes_after -= report.planned.bytes
+            report.bytes_after -= sum(temp.usage for temp in planned.temps)
             run.forecast.names.setdefault(root.ident, set()).update(temp.name for temp in planned.temps)
             run.forecast.links = planned.links
             run.forecast.free(mount_of(root.fd), report.planned.bytes)

@@ -485,7 +485,7 @@ def _empty(cursor: Cursor, trash: str, path: str, freed: int) -> Removal:
         except OSError as error:
             note(name, error)
 
-    for _ in range(_RESCANS):
+    for _attempt in range(_RESCANS):
         # A process with the directory open can still write into it: look again, but not for ever.
         problems.clear()
         try:

@@ -15,7 +15,7 @@ import pytest
 
 from .play import Play
 
-VERSIONS = ("3.11",)
+VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from .play import Play, Result
 from .scenes import SCENES, Scene, touch_read
 from .snapshot import paths, snapshot, usage
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"check": True, "run": False, "again": False, "check-again": True}
 PREDICTED = ("changed", "planned", "victims", "victims_total", "bytes_before", "bytes_after", "diff")
 

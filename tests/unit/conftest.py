@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
 from besom.policy import Policy, Store, Temps
 from besom.prune import Request, prune
 from besom.report import Report
 from besom.run import Run
 from besom.sweep import sweep
-from hypothesis import HealthCheck, settings
 
 DAY = 86400 * 10**9
 # Every test's "now": ages in tests are days before it.
@@ -51,7 +52,7 @@ class Area:
         return os.path.join(str(self.path), os.fsdecode(name))
 
     def file(self, name: str | bytes, days: float = 0, size: int = 4096, used: float | None = None) -> str:
-        """A file of size bytes, last written days ago and last read used days ago (as written, if not given)."""
+        """A file of size bytes, last written days ago and last read used days ago (if not given: days)."""
         path = self.at(name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as stream:

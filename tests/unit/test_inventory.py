@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from besom.inventory import Inventory, read_files, read_trees
 from besom.root import Root
 
@@ -70,7 +71,9 @@ def test_a_device_node_is_kept_and_named(area: Any, reasons: Callable[..., dict[
     assert reasons(inventory(area).kept) == {"null": "is a socket, FIFO or device"}
 
 
-def test_usage_is_what_du_counts_each_inode_once(area: Any, outside: Any, allocated: Callable[..., int]) -> None:
+def test_usage_is_what_du_counts_each_inode_once(
+    area: Any, outside: Any, allocated: Callable[..., int]
+) -> None:
     path = area.file("a", size=10_000)
     os.link(path, area.at("again"))
     os.link(outside.file("b", size=20_000), area.at("from-outside"))

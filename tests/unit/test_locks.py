@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from besom.errors import BesomError, LockHeld, UsageError
 from besom.locks import FlockUnsupported, LockTable, describe, prove_flock, try_flock, writer_lock
 from besom.root import Root
@@ -25,6 +26,11 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """A process of its own that runs code with besom importable."""
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, **options)
+
+
+def lock(root: Root, timeout: float = 0, waiting: Callable[[str], Any] = str) -> Any:
+    """The writer lock as a command line would take it."""
+    return writer_lock(root, timeout, Shutdown(), "--lock-timeout", waiting)
 
 
 TAKE_TURNS = """
@@ -67,7 +73,7 @@ def test_waiting_ends_soon_after_the_release(area: Any, hold: Callable[..., Any]
 
         releaser = threading.Thread(target=let_go)
         with Root(str(area.path)) as root:
-            with writer_lock(root, 30, Shutdown(), waiting=lambda _, start=releaser.start: start()) as waited:
+            with lock(root, 30, lambda _, start=releaser.start: start()) as waited:
                 won = time.monotonic()
             releaser.join()
         assert waited > 0
@@ -78,7 +84,7 @@ def test_waiting_ends_soon_after_the_release(area: Any, hold: Callable[..., Any]
 
 
 def test_a_lock_that_is_free_was_not_waited_for(area: Any) -> None:
-    with Root(str(area.path)) as root, writer_lock(root, 0, Shutdown()) as waited:
+    with Root(str(area.path)) as root, lock(root) as waited:
         assert waited == 0
 
 
@@ -88,13 +94,14 @@ def test_after_the_timeout_the_error_names_path_holder_and_option(
 ) -> None:
     held, told = hold(area.path), []
     started = time.monotonic()
-    with Root(str(area.path)) as root, pytest.raises(LockHeld) as caught:  # noqa: PT012 (a with statement)
-        with writer_lock(root, timeout, Shutdown(), "--lock-timeout", told.append):
-            pytest.fail("two hold the lock")
+    with Root(str(area.path)) as root, pytest.raises(LockHeld) as caught, lock(root, timeout, told.append):
+        pytest.fail("two hold the lock")
     assert timeout <= time.monotonic() - started < timeout + 5
     assert caught.value.status == 75
     message = str(caught.value)
-    assert message.startswith(f"{area.path} is locked by pid {held.pid} (flock {area.path} sh -c), running since 2")
+    assert message.startswith(
+        f"{area.path} is locked by pid {held.pid} (flock {area.path} sh -c), running since 2"
+    )
     assert message.endswith("Let it finish, or raise --lock-timeout.")
     assert len(told) == (1 if timeout else 0)
     assert all(f"Waiting for {area.path}, locked by pid {held.pid}" in line for line in told)
@@ -140,7 +147,7 @@ def test_a_store_that_was_renamed_away_meanwhile_is_let_go_and_the_new_one_locke
         area.path.mkdir()
         held.release()
 
-    with Root(str(area.path)) as root, writer_lock(root, 30, Shutdown(), waiting=replace):
+    with Root(str(area.path)) as root, lock(root, 30, replace):
         assert (is_locked(str(area.path)), is_locked(str(old))) == (True, False)
         assert root.ident[1] == area.path.stat().st_ino
     assert not is_locked(str(area.path))
@@ -159,9 +166,8 @@ def test_a_store_that_is_gone_once_the_lock_is_won_is_an_error(
         held.release()
 
     says = "does not exist" if instead == "nothing" else "is a symlink"
-    with Root(str(area.path)) as root, pytest.raises(UsageError, match=says):  # noqa: PT012 (a with statement)
-        with writer_lock(root, 30, Shutdown(), waiting=take_away):
-            pytest.fail("what is locked guards nothing")
+    with Root(str(area.path)) as root, pytest.raises(UsageError, match=says), lock(root, 30, take_away):
+        pytest.fail("what is locked guards nothing")
 
 
 HOLD_AND_HAVE_A_CHILD = """
@@ -197,7 +203,7 @@ def test_a_child_that_outlives_its_killed_parent_does_not_hold_the_lock_on(
 def test_the_lock_is_free_again_however_the_work_under_it_ends(
     area: Any, is_locked: Callable[[str], bool]
 ) -> None:
-    with Root(str(area.path)) as root, pytest.raises(ZeroDivisionError), writer_lock(root, 0, Shutdown()):
+    with Root(str(area.path)) as root, pytest.raises(ZeroDivisionError), lock(root):
         1 / 0  # noqa: B018 (raises)
     assert not is_locked(str(area.path))
 
@@ -224,9 +230,12 @@ class NoFlock(Root):
 
 
 def test_a_store_on_which_flock_does_not_work_is_left_alone(area: Any) -> None:
-    with NoFlock(str(area.path)) as root, pytest.raises(BesomError, match="flock does not work here") as caught:
-        with writer_lock(root, 0, Shutdown()):
-            pytest.fail("nothing guards this")
+    with (
+        NoFlock(str(area.path)) as root,
+        pytest.raises(BesomError, match="flock does not work here") as caught,
+        writer_lock(root, 0, Shutdown()),
+    ):
+        pytest.fail("nothing guards this")
     assert "leaves it alone" in str(caught.value)
 
 
@@ -275,16 +284,21 @@ def test_a_lock_whose_taker_is_gone_is_said_to_be_a_childs(area: Any) -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        with Root(str(area.path)) as root, pytest.raises(LockHeld, match="a child of it may hold"):
-            with writer_lock(root, 0, Shutdown()):
-                pytest.fail("two hold the lock")
+        with (
+            Root(str(area.path)) as root,
+            pytest.raises(LockHeld, match="a child of it may hold"),
+            lock(root),
+        ):
+            pytest.fail("two hold the lock")
     finally:
         process.communicate(timeout=10)
 
 
 def test_the_command_of_a_holder_cannot_forge_a_line(area: Any) -> None:
     process = subprocess.Popen(
-        ["sh", "-c", "echo; read x", "evil\nroot: all is well \x1b[2J"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["sh", "-c", "echo; read x", "evil\nroot: all is well \x1b[2J"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     try:
         assert process.stdout is not None
@@ -292,7 +306,9 @@ def test_the_command_of_a_holder_cannot_forge_a_line(area: Any) -> None:
         text = str(describe(process.pid))
     finally:
         process.communicate(timeout=10)
-    assert re.fullmatch(rf"pid {process.pid} \(sh -c echo; read x evil\\x0aroot: .*\), running since .*", text)
+    assert re.fullmatch(
+        rf"pid {process.pid} \(sh -c echo; read x evil\\x0aroot: .*\), running since .*", text
+    )
     assert text.isprintable()
 
 

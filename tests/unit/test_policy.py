@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from besom.errors import UsageError
 from besom.policy import Policy, read_store, read_temps
 
@@ -15,8 +16,13 @@ def test_a_store_is_read_with_sizes_in_bytes_and_ages_in_nanoseconds() -> None:
     store = read_store(
         {
             **STORE,
-            **{"name": "gems", "target_size": "512M", "max_age": "2h", "min_age": "1h", "max_entries": 7},
-            **{"min_free": "5%", "order": "lru"},
+            "name": "gems",
+            "target_size": "512M",
+            "max_age": "2h",
+            "min_age": "1h",
+            "max_entries": 7,
+            "min_free": "5%",
+            "order": "lru",
         }
     )
     policy = store.policy
@@ -55,13 +61,18 @@ def test_a_value_of_none_counts_as_not_given() -> None:
         ({**STORE, "max_entries": "1.5"}, "max_entries: '1.5' is not a whole number"),
         ({**STORE, "min_free": "100%"}, "min_free: '100%' is not between"),
         ({**STORE, "target_size": "2G"}, "target_size is above max_size"),
-        ({"path": "/srv/x", "layout": "files", "max_age": 1, "target_size": "2G"}, "target_size needs max_size"),
+        (
+            {"path": "/srv/x", "layout": "files", "max_age": 1, "target_size": "2G"},
+            "target_size needs max_size",
+        ),
         ({**STORE, "max_age": "1h", "min_age": "2h"}, "min_age is above max_age"),
         ({**STORE, "order": "newest"}, "order: newest is not one of oldest, lru, created"),
         ({**STORE, "order": "created"}, "created needs the layout sessions"),
     ],
 )
-def test_a_store_that_makes_no_sense_is_refused_in_one_line_that_names_the_key(values: Any, says: str) -> None:
+def test_a_store_that_makes_no_sense_is_refused_in_one_line_that_names_the_key(
+    values: Any, says: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         read_store(values, "stores: ")
     message = str(caught.value)
@@ -71,7 +82,7 @@ def test_a_store_that_makes_no_sense_is_refused_in_one_line_that_names_the_key(v
 
 
 def test_a_message_about_a_named_store_carries_its_name() -> None:
-    with pytest.raises(UsageError, match="^stores: gems: max_size: "):
+    with pytest.raises(UsageError, match=r"^stores: gems: max_size: "):
         read_store({**STORE, "name": "gems", "max_size": "x"}, "stores: ")
 
 
@@ -86,7 +97,8 @@ def test_a_temp_area_takes_one_pattern_or_several() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["", "a/b", "/tmp/.temp-*", "../x", "a\0b", [], ["a", ""], ["a", "b/c"], 5, {"a": 1}, [None], True]
+    "pattern",
+    ["", "a/b", "/tmp/.temp-*", "../x", "a\0b", [], ["a", ""], ["a", "b/c"], 5, {"a": 1}, [None], True],
 )
 def test_a_pattern_that_is_no_glob_of_a_name_is_refused(pattern: Any) -> None:
     with pytest.raises(UsageError, match=r"^temps: pattern: "):

@@ -10,17 +10,20 @@ from itertools import count
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from besom.housekeep import housekeep
 from besom.policy import Policy, Store, Temps
 from besom.prune import Request, prune
 from besom.sweep import sweep
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 DAY = 86400 * 10**9
 
 PLACES = st.sampled_from(["", "a", "a/b", "c", ".temp-x", ".temp-y/z"])
-TOPS = st.sampled_from(["one", "two", "two/sub", "three", ".temp-x", ".besom-trash-0123456789abcdef", "lost+found"])
+TOPS = st.sampled_from(
+    ["one", "two", "two/sub", "three", ".temp-x", ".besom-trash-0123456789abcdef", "lost+found"]
+)
 SIZES = st.sampled_from([0, 1, 4096, 4097, 10_000, 70_000])
 DAYS = st.integers(0, 6)
 # What to make: a new file, or a link to one of those made before (elsewhere: outside of all stores).
@@ -91,12 +94,14 @@ def fresh(make_area: Callable[[str], Any]) -> Callable[..., Any]:
 
 
 def expected_files(area: Any, limits: dict[str, Any], now: int) -> int:
-    """How many of the oldest have to go, by trying none, one, two...; from what stat says and nothing else."""
+    """How many of the oldest have to go, by trying none, one, two...; from what stat says."""
     policy = Policy.from_mapping(limits)
     entries = []
     for name in area.files():
         st_ = os.lstat(area.at(name))
-        if not name.startswith("lost+found/") and (os.path.islink(area.at(name)) or os.path.isfile(area.at(name))):
+        if not name.startswith("lost+found/") and (
+            os.path.islink(area.at(name)) or os.path.isfile(area.at(name))
+        ):
             key = max(st_.st_mtime_ns, st_.st_atime_ns) if policy.order == "lru" else st_.st_mtime_ns
             entries.append((key, st_.st_ino, st_.st_blocks * 512))
     entries.sort()
@@ -216,7 +221,11 @@ def test_a_sweep_does_what_its_dry_run_says(
 
 @settings(max_examples=60)
 @given(
-    files=FILES, trees=TREES, more=FILES, limits=st.tuples(policies(), policies(), policies()), days=st.integers(1, 6)
+    files=FILES,
+    trees=TREES,
+    more=FILES,
+    limits=st.tuples(policies(), policies(), policies()),
+    days=st.integers(1, 6),
 )
 def test_a_dry_run_over_temps_and_stores_of_one_disk_counts_no_byte_twice(
     fresh: Callable[..., Any],

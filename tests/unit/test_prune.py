@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from besom.errors import LockHeld, UsageError
 from besom.prune import _Execution, plan
 from besom.root import Root
@@ -54,7 +55,9 @@ def test_exactly_the_oldest_go_and_not_one_more(
     assert (report.bytes_before, report.bytes_after) == (40960, len(stay) * 4096)
 
 
-def test_least_recently_used_goes_by_the_later_of_atime_and_mtime(area: Any, pruned: Callable[..., Any]) -> None:
+def test_least_recently_used_goes_by_the_later_of_atime_and_mtime(
+    area: Any, pruned: Callable[..., Any]
+) -> None:
     area.file("old-read-yesterday", days=9, used=1)
     area.file("old-never-read", days=9)
     area.file("written-last-week-read-before", days=7, used=8)
@@ -63,7 +66,9 @@ def test_least_recently_used_goes_by_the_later_of_atime_and_mtime(area: Any, pru
     assert area.files() == {"old-read-yesterday", "new"}
 
 
-def test_max_age_of_the_least_recently_used_goes_by_use_as_well(area: Any, pruned: Callable[..., Any]) -> None:
+def test_max_age_of_the_least_recently_used_goes_by_use_as_well(
+    area: Any, pruned: Callable[..., Any]
+) -> None:
     area.file("read", days=9, used=1)
     area.file("unread", days=9)
     pruned(area, order="lru", max_age="5d")
@@ -211,7 +216,11 @@ def test_sockets_and_fifos_stay_and_are_reported(
 
 @pytest.mark.parametrize("options", [[], ["-s"]], ids=["exclusive", "shared"])
 def test_a_locked_file_is_kept_the_holder_named_and_the_next_oldest_taken(
-    area: Any, pruned: Callable[..., Any], hold: Callable[..., Any], reasons: Callable[..., Any], options: list[str]
+    area: Any,
+    pruned: Callable[..., Any],
+    hold: Callable[..., Any],
+    reasons: Callable[..., Any],
+    options: list[str],
 ) -> None:
     ten_files(area)
     held = hold(area.at("9"), *options)
@@ -248,7 +257,16 @@ def test_only_a_real_run_waits_for_the_writer_lock(
     assert len(area.files()) == 10
 
 
-NAMES = [b"new\nline", b"\xff\xfe not utf-8", b"x" * 255, b"-rf", b"\\x0a", b"\x1b[2J", "é".encode("latin-1"), b" "]
+NAMES = [
+    b"new\nline",
+    b"\xff\xfe not utf-8",
+    b"x" * 255,
+    b"-rf",
+    b"\\x0a",
+    b"\x1b[2J",
+    "é".encode("latin-1"),
+    b" ",
+]
 
 
 def test_any_name_can_go_and_none_forges_a_line(area: Any, pruned: Callable[..., Any]) -> None:
@@ -294,7 +312,9 @@ def test_times_beyond_what_64_bits_hold_are_young_and_go_when_everything_goes(
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("limits", [{"max_size": "20K"}, {"max_size": "36K", "target_size": "20K"}, {"max_entries": 5}])
+@pytest.mark.parametrize(
+    "limits", [{"max_size": "20K"}, {"max_size": "36K", "target_size": "20K"}, {"max_entries": 5}]
+)
 @pytest.mark.parametrize("flag", ["+i", "+a"])
 def test_an_immutable_file_is_an_anomaly_and_the_next_oldest_goes_instead(
     area: Any,
@@ -371,7 +391,9 @@ def test_a_dry_run_changes_nothing_at_all(
     assert snapshot(area) == before
 
 
-def test_a_second_run_changes_nothing(area: Any, pruned: Callable[..., Any], snapshot: Callable[..., Any]) -> None:
+def test_a_second_run_changes_nothing(
+    area: Any, pruned: Callable[..., Any], snapshot: Callable[..., Any]
+) -> None:
     ten_files(area)
     limits = {"max_entries": 5, "max_size": "12K", "max_age": "7d"}
     assert pruned(area, **limits).changed
@@ -437,7 +459,11 @@ def test_an_entry_that_changes_between_plan_and_execution_survives(
 
 
 def test_an_entry_that_is_read_between_plan_and_execution_survives_where_use_counts(
-    area: Any, make_run: Callable[..., Any], request_for: Callable[..., Any], reasons: Callable[..., Any], now: int
+    area: Any,
+    make_run: Callable[..., Any],
+    request_for: Callable[..., Any],
+    reasons: Callable[..., Any],
+    now: int,
 ) -> None:
     ten_files(area)
     run = make_run()

@@ -8,7 +8,17 @@ from besom.report import CAP, Noted, Report, combine
 
 def test_a_report_has_the_shape_that_the_design_promises() -> None:
     promised = {
-        *("operation", "store", "changed", "dry_run", "planned", "removed", "kept", "kept_total", "anomalies"),
+        *(
+            "operation",
+            "store",
+            "changed",
+            "dry_run",
+            "planned",
+            "removed",
+            "kept",
+            "kept_total",
+            "anomalies",
+        ),
         *("anomalies_total", "bytes_before", "bytes_after", "freed_bytes", "lock_wait_s", "duration_s"),
         *("interrupted", "warnings"),
     }

@@ -8,10 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from besom.errors import UsageError
 from besom.root import Root, refuse_overlap
 
-SYSTEM = "/ /bin /boot /dev /etc /home /lib /lib64 /opt /proc /root /run /sbin /srv /sys /usr /var".split()
+SYSTEM = [
+    "/",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/home",
+    "/lib",
+    "/lib64",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/srv",
+    "/sys",
+    "/usr",
+    "/var",
+]
 NOBODY = 65534
 
 
@@ -30,7 +49,9 @@ def test_a_system_directory_is_refused(path: str) -> None:
     assert caught.value.status == 2
 
 
-@pytest.mark.parametrize("path", ["//etc", "/etc/", "/etc/.", "/usr/../etc", "/etc/../etc", "/../etc", "/etc//"])
+@pytest.mark.parametrize(
+    "path", ["//etc", "/etc/", "/etc/.", "/usr/../etc", "/etc/../etc", "/../etc", "/etc//"]
+)
 def test_another_spelling_of_a_system_directory_is_refused(path: str) -> None:
     with pytest.raises(UsageError, match="it is a system directory"):
         Root(path)
@@ -40,7 +61,7 @@ def test_a_home_of_the_password_database_is_refused() -> None:
     if not homes():
         pytest.skip("no user has a home of its own here")
     for home in homes():
-        with pytest.raises(UsageError, match="is refused: it (is|contains) .*(home|system) directory"):
+        with pytest.raises(UsageError, match=r"is refused: it (is|contains) .*(home|system) directory"):
             Root(home)
 
 
@@ -49,7 +70,7 @@ def test_what_contains_a_home_is_refused() -> None:
     parents = [p for p in parents if p not in (*SYSTEM, "/tmp", "/var/tmp")]
     if not parents:
         pytest.skip("every home lies directly in a system directory here")
-    with pytest.raises(UsageError, match="contains .*the home directory of"):
+    with pytest.raises(UsageError, match=r"contains .*the home directory of"):
         Root(parents[0])
 
 
@@ -68,19 +89,27 @@ def test_the_directories_for_temporary_files_are_fine(path: str) -> None:
         assert os.path.samestat(os.fstat(root.fd), os.stat(path))
 
 
-def test_a_directory_is_opened_however_it_is_spelled(area: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_opened_however_it_is_spelled(area: Any) -> None:
     inner = area.dir("a")
-    monkeypatch.chdir(area.path)
-    for spelling in (inner, inner + "/", f"{inner}/.", f"{inner}/../a", f"{area.path}//a", "a", "./a"):
+    for spelling in (inner, inner + "/", f"{inner}/.", f"{inner}/../a", f"{area.path}//a"):
         with Root(spelling) as root:
             assert root.ident == (os.stat(inner).st_dev, os.stat(inner).st_ino)
-            assert root.path.startswith("/")
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "a", "~", "~root"])
+def test_a_path_that_depends_on_where_one_stands_is_refused(path: str) -> None:
+    with pytest.raises(UsageError, match="is not an absolute path"):
+        Root(path)
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        *[("missing", "does not exist"), ("file/below", "is not a directory"), ("file", "is not a directory")],
+        *[
+            ("missing", "does not exist"),
+            ("file/below", "is not a directory"),
+            ("file", "is not a directory"),
+        ],
         *[("fifo", "is not a directory"), ("link", "is a symlink"), ("link/", "is a symlink")],
         *[("dangling", "is a symlink"), ("x" * 300, "cannot be opened"), ("a\0b", "not an absolute path")],
         *[("loop/below", "too many symlinks"), ("./" * 20 + "a/" * 2001, "too many components")],
@@ -150,7 +179,12 @@ def test_no_descriptor_is_left_open_by_a_refusal(area: Any) -> None:
 def test_stores_that_overlap_are_refused(area: Any) -> None:
     area.dir("a/b")
     area.dir("ab")
-    with Root(area.at("a")) as a, Root(area.at("a/b")) as b, Root(area.at("ab")) as ab, Root(area.at("a/")) as same:
+    with (
+        Root(area.at("a")) as a,
+        Root(area.at("a/b")) as b,
+        Root(area.at("ab")) as ab,
+        Root(area.at("a/")) as same,
+    ):
         refuse_overlap([a, ab])
         for pair in ([a, b], [b, a], [a, ab, b], [a, same]):
             with pytest.raises(UsageError, match="overlap; give each a directory of its own"):

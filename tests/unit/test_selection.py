@@ -4,10 +4,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from besom import selection
-from besom.selection import Chunk, Goals, choose, tally
 from hypothesis import given
 from hypothesis import strategies as st
+
+from besom import selection
+from besom.selection import Chunk, Goals, choose, tally
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,12 @@ def chunks_of(rows: list[Row], at_once: int) -> list[Chunk]:
         chunk = Chunk(device=1)
         for row in rows[start : start + at_once]:
             chunk.open_names.append(f"{row.key}-{len(chunk)}")
-            for column, value in ((chunk.where, 0), (chunk.inode, row.inode), (chunk.mtime, 0), (chunk.size, 0)):
+            for column, value in (
+                (chunk.where, 0),
+                (chunk.inode, row.inode),
+                (chunk.mtime, 0),
+                (chunk.size, 0),
+            ):
                 column.append(value)
             chunk.key.append(row.key)
             chunk.set_bytes(len(chunk) - 1, row.size, row.freed)
@@ -70,7 +76,9 @@ def some_goals(draw: st.DrawFn, rows: list[Row]) -> Goals:
         free=draw(st.one_of(st.just(0), st.integers(-10, freed + 5))),
         drop=draw(st.one_of(st.just(0), st.integers(-10, len(rows) + 2))),
         before=draw(
-            st.one_of(st.just(-(2**63)), st.sampled_from([row.key for row in rows]) if rows else st.just(3), KEYS)
+            st.one_of(
+                st.just(-(2**63)), st.sampled_from([row.key for row in rows]) if rows else st.just(3), KEYS
+            )
         ),
     )
 
@@ -110,7 +118,11 @@ def test_entries_taken_out_of_a_table_leave_the_others_whole() -> None:
     rows = [Row(key, key + 100, key * 10, key * 10 if key != 2 else 0) for key in range(5)]
     (chunk,) = chunks_of(rows, 10)
     chunk.drop({1, 3})
-    assert (list(chunk.key), list(chunk.inode), chunk.names) == ([0, 2, 4], [100, 102, 104], ["0-0", "2-2", "4-4"])
+    assert (list(chunk.key), list(chunk.inode), chunk.names) == (
+        [0, 2, 4],
+        [100, 102, 104],
+        ["0-0", "2-2", "4-4"],
+    )
     assert (list(chunk.bytes), list(chunk.freed)) == ([0, 20, 40], [0, 0, 40])
     choose([chunk], Goals(drop=2))
     assert list(chunk.victims) == [1, 1, 0]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from besom.errors import UsageError
 from besom.policy import Temps
 from besom.root import Root
@@ -40,7 +41,9 @@ def test_only_what_is_old_and_matches_and_is_free_goes(
     assert (report.removed.entries, report.removed.bytes) == (2, 4 * 4096)
 
 
-def test_a_temp_goes_once_it_is_released(area: Any, swept: Callable[..., Any], hold: Callable[..., Any]) -> None:
+def test_a_temp_goes_once_it_is_released(
+    area: Any, swept: Callable[..., Any], hold: Callable[..., Any]
+) -> None:
     area.tree(".temp-dir", days=2)
     area.file(".temp-file", days=2)
     area.tree(".temp-inside", days=2)
@@ -123,10 +126,14 @@ def test_a_dry_run_takes_no_lock_changes_nothing_and_predicts_the_run(
     real = swept(area)
     assert (dry.planned, dry.changed) == (real.removed, True)
     assert (dry.bytes_before, dry.bytes_after) == (real.bytes_before, real.bytes_after)
-    assert reasons(dry.victims) == reasons(real.victims) == {
-        **dict.fromkeys([".temp-a", ".temp-b"], "stale"),
-        TRASH: "trash left by a crash",
-    }
+    assert (
+        reasons(dry.victims)
+        == reasons(real.victims)
+        == {
+            **dict.fromkeys([".temp-a", ".temp-b"], "stale"),
+            TRASH: "trash left by a crash",
+        }
+    )
     assert os.listdir(area.path) == [".temp-c"]
 
 
@@ -231,7 +238,9 @@ def test_a_mount_is_never_swept_nor_what_holds_one(
         os.utime(area.at(name), (0, 0))
     report = swept(area)
     assert not report.changed
-    assert reasons(report.kept) == dict.fromkeys([".temp-mounted", "inside", ".temp-file"], "is a mount point")
+    assert reasons(report.kept) == dict.fromkeys(
+        [".temp-mounted", "inside", ".temp-file"], "is a mount point"
+    )
 
 
 def test_a_signal_stops_between_two_temps(area: Any, make_run: Callable[..., Any]) -> None:

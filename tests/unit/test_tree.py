@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+
 from besom.locks import LockTable
 from besom.root import Root
 from besom.tree import CHANGED, TRASH, Cursor, Measure, Removal, finish_trash, measure, remove_tree
@@ -34,7 +35,9 @@ class Saboteur:
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, _arguments: tuple[Any, ...]) -> None:
-        if self._act and (event == self._event or (not self._event and event in ("open", "os.scandir", *CHANGES))):
+        if self._act and (
+            event == self._event or (not self._event and event in ("open", "os.scandir", *CHANGES))
+        ):
             self._left -= 1
             if self._left < 0:
                 act, self._act = self._act, None
@@ -164,7 +167,9 @@ def swap_directory_and_symlink(area: Any) -> None:
             exchange(area.at(os.path.join(top, "a")), area.at("link"))
 
 
-def test_a_directory_swapped_for_a_symlink_at_any_moment_harms_nothing_outside(area: Any, outside: Any) -> None:
+def test_a_directory_swapped_for_a_symlink_at_any_moment_harms_nothing_outside(
+    area: Any, outside: Any
+) -> None:
     def attack() -> None:
         swap_directory_and_symlink(area)
 
@@ -311,7 +316,9 @@ def test_three_thousand_levels_take_few_descriptors(area: Any, deep: Callable[..
     assert area.names() == []
 
 
-def test_a_path_longer_than_the_kernel_takes_is_removed_and_named(area: Any, deep: Callable[..., Any]) -> None:
+def test_a_path_longer_than_the_kernel_takes_is_removed_and_named(
+    area: Any, deep: Callable[..., Any]
+) -> None:
     top = area.dir("victim")
     with deep(top, 20, "n" * 255) as fd:
         os.mkfifo("leaf", dir_fd=fd)

@@ -5,6 +5,9 @@ import os
 import re
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from besom.errors import UsageError
 from besom.units import (
     Share,
@@ -16,14 +19,12 @@ from besom.units import (
     parse_size,
     printable,
 )
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 NEVER = [
     *("", " ", "-1", "+1", "1e3", "1_000", "abc", "nan", "inf", "0x10", "1,5", "1.", ".5", "1..5"),
-    *("٣", "１０", "10\x00", "10\n\n10", "9" * 5000, 9**5000, -1, -(9**5000)),
+    *("٣", "\uff11\uff10", "10\x00", "10\n\n10", "9" * 5000, 9**5000, -1, -(9**5000)),
     *(True, False, None, [], {}, b"10", float("nan"), float("inf"), float("-inf"), -1.5, 1e300),
 ]
 
@@ -107,7 +108,9 @@ def test_a_count_is_a_whole_number() -> None:
     assert (parse_count("12"), parse_count(12), parse_count(10**18 - 1)) == (12, 12, 10**18 - 1)
 
 
-@pytest.mark.parametrize(("text", "number"), [("3", 3.0), (0, 0.0), (2.5, 2.5), ("0.25", 0.25), (1000, 1000.0)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("3", 3.0), (0, 0.0), (2.5, 2.5), ("0.25", 0.25), (1000, 1000.0)]
+)
 def test_a_factor_is_a_number_from_0_to_1000(text: object, number: float) -> None:
     assert parse_factor(text) == number
 
@@ -134,7 +137,9 @@ def test_a_share_is_a_percentage_or_a_size(text: object, of_1000: int, shown: st
     assert (share.of(1000), str(share)) == (of_1000, shown)
 
 
-@pytest.mark.parametrize("text", [*NEVER, "0%", "100%", "101%", "-5%", "%", "5%%", "1e1%", "٣%", "5 % 5"], ids=label)
+@pytest.mark.parametrize(
+    "text", [*NEVER, "0%", "100%", "101%", "-5%", "%", "5%%", "1e1%", "٣%", "5 % 5"], ids=label
+)
 def test_what_is_no_share_is_refused(text: object) -> None:
     with pytest.raises(UsageError, match=r"^min_free: "):
         Share(text, "min_free")
@@ -199,7 +204,8 @@ def test_a_name_is_one_line_of_plain_text_that_turns_back_into_it(name: bytes) -
     pairs = re.findall(r"\\\\|\\x[0-9a-f]{2}|[^\\]", text)
     assert "".join(pairs) == text
     back = [
-        b"\\" if one == "\\\\" else bytes.fromhex(one[2:]) if one[0] == "\\" else one.encode() for one in pairs
+        b"\\" if one == "\\\\" else bytes.fromhex(one[2:]) if one[0] == "\\" else one.encode()
+        for one in pairs
     ]
     assert b"".join(back) == name
     assert printable(os.fsdecode(name)) == text
