@@ -135,7 +135,7 @@ def choose(chunks: list[Chunk], goals: Goals) -> Goals:
                 chunk.victims[i] = 1
             elif key <= youngest and inode <= high and not chunk.victims[i]:
                 last.append((key, inode, n, i))
-    for key, inode, n, i in sorted(last):
+    for _key, _inode, n, i in sorted(last):
         if goals.reached(0, 0, 0):
             break
         chunk = chunks[n]
