@@ -25,7 +25,7 @@ from tables import Result, Table, report
 BENCH = TOP / "bench"
 NAMES = [contest.name for contest in contests(1)]
 # What a file of a tree takes at most: its blocks, its inode and its name.
-BYTES_A_FILE = 10_000
+BYTES_A_FILE = 6_000
 # The mtimes of one run are the same in all of its trees.
 NOW_US = time.time_ns() // 1000
 
@@ -116,14 +116,18 @@ def run(options: argparse.Namespace) -> int:
         for contest in chosen:
             for state in contest.states:
                 tables.append(hold(ground, contest, state, options))
+                # At once, so that a run that is broken off was not for nothing.
+                save(options.json, machine, tables)
                 print(tables[-1].markdown(), end="\n\n", flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(
-        json.dumps({"machine": machine, "tables": [table.to_dict() for table in tables]}, indent=2) + "\n"
-    )
     if options.record:
         (BENCH / "RESULTS.md").write_text(report(machine, tables))
     return 0
+
+
+def save(file: Path, machine: dict[str, Any], tables: list[Table]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figures = {"machine": machine, "tables": [table.to_dict() for table in tables]}
+    file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def check_room(where: Path, options: argparse.Namespace, chosen: list[Contest]) -> None:

@@ -22,7 +22,7 @@ def store_info(store: Store, run: Run) -> dict[str, Any]:
     with Root(store.path) as root:
         lru = store.policy.order == "lru"
         read = read_files if store.layout == "files" else read_trees
-        found = read(root, lru, forecast=run.forecast, progress=run.progress)
+        found = read(root, run, lru)
         limits = {key: getattr(store.policy, key) for key in (*LIMITS, "target_size", "min_age")}
         for key in ("max_age", "min_age"):
             limits[key] = None if limits[key] is None else limits[key] / 1e9

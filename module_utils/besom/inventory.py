@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from .locks import LockTable
 from .report import Noted
 from .root import Root
-from .run import Forecast, Progress, quiet
+from .run import Forecast, Run
 from .selection import CHUNK, Chunk
 from .tree import (
     EARLIEST,
@@ -34,6 +34,7 @@ from .tree import (
     sticky_forbids,
     walk,
 )
+from .units import printable
 
 # besom's own downloads, .<name>.<random>.part; the sixteen digits tell them from another tool's.
 ORPHAN = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.DOTALL)
@@ -148,26 +149,26 @@ class Inventory:
 
 def read_files(
     root: Root,
+    run: Run,
     lru: bool = False,
     horizon: int = YOUNGEST,
     grace: int = YOUNGEST,
     only: re.Pattern[str] | None = None,
-    forecast: Forecast | None = None,
-    progress: Progress = quiet,
 ) -> Inventory:
     """The inventory of layout `files`: every regular file and symlink, however deep.
 
     lru: age is the later of atime and mtime. horizon: an entry whose key (ns) is not below it is
     counted and not listed; grace: the youngest key that may go. only: other names are no entries.
+    Raises Interrupted between two directories.
     """
-    found = Inventory(root, by_mtime=not lru)
-    forecast = forecast or Forecast()
+    found, forecast = Inventory(root, by_mtime=not lru), run.forecast
     cursor, table = Cursor(root), LockTable()
     mounted, locked, links = cursor.mounted, table.inodes, found.links
     # The index of each directory on the way from the root to where the cursor stands.
     way: list[int] = []
 
     def scan() -> list[str]:
+        run.shutdown.check(f"reading {printable(root.path)}")
         fd, depth = cursor.fd, cursor.depth
         own = os.fstat(fd)
         del way[depth:]
@@ -268,13 +269,15 @@ def read_files(
         found.young += young
         if entries:
             found.span(oldest, newest)
-        progress("scan", found.entries, 0)
+        run.progress("scan", found.entries, 0)
         return subdirs
 
     try:
         walk(cursor, scan, refused=lambda name, error: found.refused(cursor.path(name), error))
     except OSError as error:
         found.refused(root.path, error)
+    finally:
+        cursor.rise(0)
     if found.chunks:
         found.chunks[-1].seal()
     found.measure_trash(table, forecast)
@@ -288,20 +291,18 @@ def read_files(
 
 def read_trees(
     root: Root,
+    run: Run,
     lru: bool = False,
     horizon: int = YOUNGEST,
     grace: int = YOUNGEST,
     thorough: bool = False,
-    forecast: Forecast | None = None,
-    progress: Progress = quiet,
 ) -> Inventory:
     """The inventory of layout `trees`: each directory in the root, whole.
 
     Parameters as in read_files; thorough as in tree.measure. What else is in the root counts as
     usage and is never an entry.
     """
-    found = Inventory(root, by_mtime=False)
-    forecast = forecast or Forecast()
+    found, forecast = Inventory(root, by_mtime=False), run.forecast
     cursor, table = Cursor(root), LockTable()
     listed: list[tuple[int, int, str, Measure]] = []
     links = found.links
@@ -338,7 +339,7 @@ def read_trees(
         cursor.rise(0)
         found.entries += 1
         add(one)
-        progress("scan", found.entries, 0)
+        run.progress("scan", found.entries, 0)
         key = one.used if lru else one.newest
         found.span(key, key)
         if key >= horizon:

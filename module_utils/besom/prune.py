@@ -62,20 +62,20 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     without it finds that out by itself.
     """
     store, policy = request.store, request.store.policy
-    forecast, now = run.forecast, run.now()
+    now = run.now()
     aged = now - policy.max_age if policy.max_age is not None else OLDEST
     grace = now - policy.min_age if policy.min_age is not None else YOUNGEST
     by_age_only = (policy.max_size, policy.min_free, policy.max_entries) == (None, None, None)
     horizon = aged if by_age_only and not request.empty else grace
     lru = policy.order == "lru"
     if store.layout == "files":
-        found = read_files(root, lru, horizon, grace, request.only, forecast, run.progress)
+        found = read_files(root, run, lru, horizon, grace, request.only)
     else:
-        found = read_trees(root, lru, horizon, grace, thorough, forecast, run.progress)
+        found = read_trees(root, run, lru, horizon, grace, thorough)
 
     report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies)
     trash = sum(found.trash.values())
-    size, available = _space(root, forecast)
+    size, available = _space(root, run.forecast)
     goals = Goals(before=aged)
     if policy.max_size is not None and found.usage > policy.max_size:
         goals.shed = found.usage - (policy.target_size or policy.max_size)

@@ -26,11 +26,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs root (mounts, device nodes, file attributes)")
 
 
-def need(tool: str, packaged: bool = True) -> str:
+def need(tool: str) -> str:
     """The path of a tool. Without it the test is skipped; in CI, where bootstrap installs it, it fails."""
     path = shutil.which(tool)
     if path is None:
-        if packaged and os.environ.get("CI") == "true":
+        if os.environ.get("CI") == "true":
             pytest.fail(f"{tool} is missing: run scripts/bootstrap --test")
         pytest.skip(f"{tool} is missing")
     return path

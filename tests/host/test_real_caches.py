@@ -103,7 +103,7 @@ def npm_package(web: Web, name: str) -> None:
 
 
 def test_npm(besom: Besom, tmp_path: Path, environment: dict[str, str], web: Web) -> None:
-    npm = need("npm", packaged=False)
+    npm = need("npm")
     names = [f"besom-test-{number}" for number in range(PACKAGES)]
     for name in names:
         npm_package(web, name)

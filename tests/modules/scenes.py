@@ -119,9 +119,6 @@ SCENES = [
         gone={"cache/a", "cache/b", "cache/c", "cache/d"},
     ),
     Scene(
-        "files-target-size-unneeded", "cache_prune", _prune("files", max_size="1M", target_size="1K"), FIVE
-    ),
-    Scene(
         "files-max-age",
         "cache_prune",
         _prune("files", max_age="60h"),
@@ -167,13 +164,6 @@ SCENES = [
         gone={"cache/" + name for name in ("a", "a/1", "a/2", "b", "b/2", "b/deep", "b/deep/1")},
     ),
     Scene(
-        "files-emptied-min-age",
-        "cache_prune",
-        _prune("files", state="emptied", min_age="36h"),
-        FIVE,
-        gone={"cache/a", "cache/b", "cache/c", "cache/d"},
-    ),
-    Scene(
         "trees-max-size",
         "cache_prune",
         _prune("trees", max_size="300K"),
@@ -181,24 +171,9 @@ SCENES = [
         gone=TREE_A | TREE_B,
     ),
     Scene(
-        "trees-target-size",
-        "cache_prune",
-        _prune("trees", max_size="500K", target_size="200K"),
-        TREES,
-        gone=TREE_A | TREE_B | TREE_C,
-    ),
-    Scene(
         "trees-max-age", "cache_prune", _prune("trees", max_age="60h"), TREES, gone=TREE_A | TREE_B | TREE_C
     ),
     Scene("trees-max-entries", "cache_prune", _prune("trees", max_entries=3), TREES, gone=TREE_A),
-    Scene(
-        "trees-min-free",
-        "cache_prune",
-        _prune("trees", min_free="99.9%", min_age="36h"),
-        TREES,
-        gone=TREE_A | TREE_B | TREE_C,
-        warning="short of min_free",
-    ),
     Scene(
         "trees-held",
         "cache_prune",
@@ -215,7 +190,6 @@ SCENES = [
         TREES,
         gone=TREE_A | TREE_B | TREE_C | TREE_D,
     ),
-    Scene("sweep-stale", "stale_temp_sweep", {"paths": ["{here}/area"]}, TEMPS, gone=STALE, kept=NOT_STALE),
     Scene(
         "sweep-held",
         "stale_temp_sweep",
@@ -246,7 +220,6 @@ SCENES = [
         },
         gone={"one/tmp-1", "one/tmp-1/x", "two/a.partial"},
     ),
-    Scene("sweep-nothing", "stale_temp_sweep", {"paths": ["{here}/area"]}, {"area/plain/1": (4, 9)}),
     Scene(
         "host",
         "housekeep",

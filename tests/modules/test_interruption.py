@@ -46,7 +46,6 @@ def results(python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     scenes = {
         "trees": (TREES, "cache_prune", {"path": "{here}/cache", "layout": "trees", "max_age": "1d"}),
         "files": (FILES, "cache_prune", {"path": "{here}/cache", "layout": "files", "max_age": "1d"}),
-        "sweep": (TEMPS, "stale_temp_sweep", {"path": "{here}/area"}),
         "host": (
             {**TEMPS, **TREES},
             "housekeep",
@@ -62,11 +61,11 @@ def results(python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {name.partition("/")[0]: result for (_, name), result in play.run().items()}
 
 
-@pytest.mark.parametrize("name", ["trees", "files", "sweep", "host"])
+@pytest.mark.parametrize("name", ["trees", "files", "host"])
 def test_the_task_fails_with_a_clear_message(results: dict[str, Result], name: str) -> None:
     result = results[name]
     assert result.status == "failed", result.values
-    top = "area" if name in ("sweep", "host") else "cache"
+    top = "area" if name == "host" else "cache"
     store = result["store"] or result["reports"][0]["store"]
     assert store.endswith(f"/{name}/{top}")
     assert result.msg == MESSAGE.format(path=store)
@@ -74,7 +73,7 @@ def test_the_task_fails_with_a_clear_message(results: dict[str, Result], name: s
     assert result["changed"] is True
 
 
-@pytest.mark.parametrize(("name", "removed"), [("trees", 1), ("files", 3), ("sweep", 1)])
+@pytest.mark.parametrize(("name", "removed"), [("trees", 1), ("files", 3), ("host", 1)])
 def test_the_entry_at_work_is_finished_and_no_other_begun(
     results: dict[str, Result], name: str, removed: int
 ) -> None:
@@ -84,7 +83,7 @@ def test_the_entry_at_work_is_finished_and_no_other_begun(
 
 
 def test_nothing_is_left_half_done(results: dict[str, Result]) -> None:
-    for name, files in {"trees": TREES, "sweep": TEMPS}.items():
+    for name, files in {"trees": TREES, "host": TEMPS}.items():
         left = paths(results[name].tree)
         gone = {path for path in files if path not in left}
         assert len(gone) == 4, gone

@@ -10,6 +10,7 @@ import pytest
 
 from besom.inventory import Inventory, read_files, read_trees
 from besom.root import Root
+from besom.run import Run
 
 DAY = 86400 * 10**9
 
@@ -22,7 +23,7 @@ def names(found: Inventory) -> set[str]:
 
 def inventory(area: Any, layout: str = "files", **options: Any) -> Inventory:
     with Root(str(area.path)) as root:
-        return (read_files if layout == "files" else read_trees)(root, **options)
+        return (read_files if layout == "files" else read_trees)(root, Run(), **options)
 
 
 def test_every_regular_file_and_symlink_is_an_entry_of_files_however_deep(area: Any) -> None:

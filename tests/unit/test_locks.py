@@ -230,13 +230,9 @@ class NoFlock(Root):
 
 
 def test_a_store_on_which_flock_does_not_work_is_left_alone(area: Any) -> None:
-    with (
-        NoFlock(str(area.path)) as root,
-        pytest.raises(BesomError, match="flock does not work here") as caught,
-        writer_lock(root, 0, Shutdown()),
-    ):
+    says = "flock does not work here .* so it leaves it alone"
+    with NoFlock(str(area.path)) as root, pytest.raises(BesomError, match=says), lock(root):
         pytest.fail("nothing guards this")
-    assert "leaves it alone" in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [[], ["-s"], ["-x"]], ids=["plain", "shared", "exclusive"])

@@ -123,7 +123,7 @@ def expected_files(area: Any, limits: dict[str, Any], now: int) -> int:
     return len(may_go)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(entries=FILES, limits=policies())
 def test_a_prune_of_files_does_what_its_dry_run_says_and_takes_exactly_the_oldest(
     fresh: Callable[..., Any],
@@ -163,7 +163,7 @@ def test_a_prune_of_files_does_what_its_dry_run_says_and_takes_exactly_the_oldes
     assert (again.planned.entries, again.changed) == (0, False)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(entries=TREES, limits=policies())
 def test_a_prune_of_trees_does_what_its_dry_run_says_whole(
     fresh: Callable[..., Any],
@@ -196,7 +196,7 @@ def test_a_prune_of_trees_does_what_its_dry_run_says_whole(
     assert (again.planned.entries, again.changed) == (0, False)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(entries=TREES, days=st.integers(1, 6))
 def test_a_sweep_does_what_its_dry_run_says(
     fresh: Callable[..., Any],
@@ -219,7 +219,7 @@ def test_a_sweep_does_what_its_dry_run_says(
     assert not sweep(temps, make_run()).changed
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     files=FILES,
     trees=TREES,

@@ -6,13 +6,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from signal import SIGTERM
 from typing import Any
 
 import pytest
 
-from besom.errors import LockHeld, UsageError
-from besom.prune import _Execution, plan
+from besom.errors import Interrupted, LockHeld, UsageError
+from besom.locks import try_flock
+from besom.prune import Request, _Execution, plan, prune
 from besom.root import Root
+from besom.run import Run
+from besom.shutdown import Shutdown
 from besom.tree import CHANGED
 
 
@@ -563,3 +567,20 @@ def test_a_missing_store_is_a_usage_error(area: Any, pruned: Callable[..., Any])
     os.rmdir(area.path)
     with pytest.raises(UsageError, match="does not exist"):
         pruned(area, max_entries=1)
+
+
+@pytest.mark.parametrize("layout", ["files", "trees"])
+def test_a_signal_ends_the_reading_of_a_store_and_frees_it(
+    area: Any, make_run: Callable[..., Run], request_for: Callable[..., Request], layout: str
+) -> None:
+    for number in range(3):
+        area.tree(str(number), days=9)
+    before = area.names()
+    shutdown = Shutdown()
+    run = make_run(shutdown=shutdown, progress=lambda phase, done, total: shutdown.request(SIGTERM))
+    with pytest.raises(Interrupted, match="SIGTERM while reading") as caught:
+        prune(request_for(area, layout, max_age="1d"), run)
+    assert caught.value.status == 143
+    assert area.names() == before
+    with Root(str(area.path)) as root:
+        assert try_flock(root.fd)
