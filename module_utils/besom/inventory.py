@@ -325,9 +325,8 @@ def read_trees(
         children = [entry.name for entry in names if entry.is_dir(follow_symlinks=False)]
     _count_loose(found, cursor, {*children, *gone})
     for name in children:
-        if name in gone:
-            continue
-        if not found.is_entry(name):
+        run.shutdown.check(f"reading {printable(root.path)}")
+        if name in gone or not found.is_entry(name):
             continue
         try:
             cursor.enter(name)

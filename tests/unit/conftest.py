@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -290,6 +291,43 @@ def chattr() -> Iterator[Callable[[str, str], None]]:
         with suppress(FileNotFoundError):
             os.lstat(path)
             subprocess.run(["chattr", mode, path], check=True)
+
+
+class Saboteur:
+    """Acts just before a system call of this process: Python's audit events stand at each that matters."""
+
+    CALLS = ("open", "os.scandir", "os.remove", "os.rmdir", "os.rename")
+
+    def __init__(self) -> None:
+        self._act: Callable[[], None] | None = None
+        self._event, self._left = "", 0
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, _arguments: tuple[Any, ...]) -> None:
+        if self._act and (event == self._event or (not self._event and event in self.CALLS)):
+            self._left -= 1
+            if self._left < 0:
+                act, self._act = self._act, None
+                act()
+
+    @contextmanager
+    def before(self, nth: int, act: Callable[[], None], event: str = "") -> Iterator[Callable[[], bool]]:
+        """Run act before the nth event (of CALLS, or of the one named); what it gives tells whether it ran."""
+        self._act, self._event, self._left = act, event, nth
+        try:
+            yield lambda: self._act is None
+        finally:
+            self._act = None
+
+    def then(self, event: str, act: Callable[[], None]) -> None:
+        """For use in an act: run another before the next such event."""
+        self._act, self._event, self._left = act, event, 0
+
+
+@pytest.fixture(scope="session")
+def saboteur() -> Saboteur:
+    # An audit hook stays for the life of the process.
+    return Saboteur()
 
 
 @contextmanager

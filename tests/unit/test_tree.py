@@ -26,37 +26,6 @@ def exchange(one: str, other: str) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), one)
 
 
-class Saboteur:
-    """Acts just before a system call of this process: Python's audit events stand at each that matters."""
-
-    def __init__(self) -> None:
-        self._act: Callable[[], None] | None = None
-        self._event, self._left = "", 0
-        sys.addaudithook(self._hear)
-
-    def _hear(self, event: str, _arguments: tuple[Any, ...]) -> None:
-        if self._act and (
-            event == self._event or (not self._event and event in ("open", "os.scandir", *CHANGES))
-        ):
-            self._left -= 1
-            if self._left < 0:
-                act, self._act = self._act, None
-                act()
-
-    @contextmanager
-    def before(self, nth: int, act: Callable[[], None], event: str = "") -> Iterator[Callable[[], bool]]:
-        """Run act before the nth event (of any of the calls, or of the one named); tells whether it did."""
-        self._act, self._event, self._left = act, event, nth
-        try:
-            yield lambda: self._act is None
-        finally:
-            self._act = None
-
-
-CHANGES = ("os.remove", "os.rmdir", "os.rename")
-saboteur = Saboteur()
-
-
 def look(path: str, name: str) -> Measure:
     """The measure that a plan would take of directory name in path."""
     with Root(path) as root:
@@ -143,7 +112,7 @@ def careful_removal(area: Any) -> None:
 
 
 def rounds_that_harm_the_outside(
-    area: Any, outside: Any, remover: Callable[[Any], None], attack: Callable[[], None]
+    saboteur: Any, area: Any, outside: Any, remover: Callable[[Any], None], attack: Callable[[], None]
 ) -> int:
     """Attack before the first system call of a removal, then before the second, and so on to the last."""
     harmed = 0
@@ -173,14 +142,14 @@ def test_a_directory_swapped_for_a_symlink_at_any_moment_harms_nothing_outside(
     def attack() -> None:
         swap_directory_and_symlink(area)
 
-    assert rounds_that_harm_the_outside(area, outside, careful_removal, attack) == 0
+    assert rounds_that_harm_the_outside(saboteur, area, outside, careful_removal, attack) == 0
 
 
 def test_the_same_swap_does_harm_a_removal_by_path(area: Any, outside: Any) -> None:
     def attack() -> None:
         swap_directory_and_symlink(area)
 
-    assert rounds_that_harm_the_outside(area, outside, naive_removal, attack) > 0
+    assert rounds_that_harm_the_outside(saboteur, area, outside, naive_removal, attack) > 0
 
 
 def test_a_directory_moved_outside_at_any_moment_takes_nothing_there_with_it(area: Any, outside: Any) -> None:
@@ -189,7 +158,7 @@ def test_a_directory_moved_outside_at_any_moment_takes_nothing_there_with_it(are
             with suppress(OSError):
                 os.rename(area.at(os.path.join(top, "a/b")), outside.at("victim/a/moved"))
 
-    assert rounds_that_harm_the_outside(area, outside, careful_removal, attack) == 0
+    assert rounds_that_harm_the_outside(saboteur, area, outside, careful_removal, attack) == 0
 
 
 def test_a_parent_that_is_not_open_any_more_is_only_gone_back_to_if_it_is_the_same(
@@ -248,7 +217,7 @@ def test_a_tree_that_is_written_to_deep_inside_is_put_back_whole(area: Any, call
 
     def later() -> None:
         # The first look at what was renamed: still in time to be noticed.
-        saboteur._event, saboteur._left, saboteur._act = "open", 0, lambda: change_deep_inside(area)
+        saboteur.then("open", lambda: change_deep_inside(area))
 
     act = (lambda: change_deep_inside(area)) if call == "os.rename" else later
     with saboteur.before(0, act, "os.rename") as acted:
@@ -270,7 +239,7 @@ def test_a_changed_tree_whose_name_was_taken_meanwhile_is_kept_under_another(are
         area.tree(name, files={"new": 1})
 
     def after_the_rename() -> None:
-        saboteur._event, saboteur._left, saboteur._act = "open", 0, write_and_take_the_name
+        saboteur.then("open", write_and_take_the_name)
 
     with saboteur.before(0, after_the_rename, "os.rename") as acted:
         removal = remove(str(area.path), name, found)
