@@ -48,7 +48,8 @@ def removal_text(reports: Sequence[Report], nouns: Mapping[str, str], dry_run: b
 
     nouns: what the entries of each store (by its path) are called, in the plural.
     """
-    rows = [row for report in reports for row in removal_lines(report, nouns.get(report.store, "temps"))]
+    stores_first = sorted(reports, key=lambda report: report.operation == "sweep")
+    rows = [row for report in stores_first for row in removal_lines(report, nouns.get(report.store, "temps"))]
     if not rows:
         return ""
     width = max(len(path) for path, _ in rows)

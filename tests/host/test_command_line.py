@@ -117,9 +117,9 @@ def test_the_dry_run_of_clean_reads_as_designed_and_removes_nothing(host: Path) 
     text = re.sub(r"[\d.]+ KiB", "N KiB", run.stdout.replace(str(host), ""))
     assert text.splitlines()[:5] == [
         "Would remove:",
-        "  /rubies/.temp-abc123/ (stale, N KiB)",
         "  /gems/                (4 files, N KiB)",
         "  /envs/                (3 trees, N KiB)",
+        "  /rubies/.temp-abc123/ (stale, N KiB)",
         "Total: N KiB",
     ]
     assert (run.returncode, files(host)) == (0, before)

@@ -312,7 +312,7 @@ class Saboteur:
 
     @contextmanager
     def before(self, nth: int, act: Callable[[], None], event: str = "") -> Iterator[Callable[[], bool]]:
-        """Run act before the nth event (of CALLS, or of the one named); what it gives tells whether it ran."""
+        """Run act before the nth event (of CALLS, or of the one named); gives what tells whether it ran."""
         self._act, self._event, self._left = act, event, nth
         try:
             yield lambda: self._act is None

@@ -75,6 +75,20 @@ def test_temps_may_lie_in_a_store_and_go_first(area: Any, make_run: Callable[...
     assert area.files() == {"oldest"}
 
 
+def test_a_dry_run_knows_that_trash_of_one_store_shares_its_bytes_with_another(
+    area: Any, temps: Any, make_run: Callable[..., Any], allocated: Callable[..., int]
+) -> None:
+    trash = area.tree(".besom-trash-0123456789abcdef", days=9, files={})
+    os.link(temps.file("old", days=9, size=50_000), os.path.join(trash, "link"))
+    stores = [store_of(area, max_age="1d"), store_of(temps, max_age="1d")]
+    dry = housekeep(stores, [], make_run(dry_run=True))
+    before = allocated(area, temps, directories=True)
+    real = housekeep(stores, [], make_run())
+    assert [report.planned for report in dry.reports] == [report.removed for report in real.reports]
+    freed = sum(report.removed.bytes for report in real.reports)
+    assert freed == before - allocated(area, temps, directories=True) > 50_000
+
+
 def test_what_does_not_exist_yet_is_skipped_with_a_note(
     area: Any, tmp_path: Path, make_run: Callable[..., Any]
 ) -> None:

@@ -39,7 +39,7 @@ def as_nobody() -> Iterator[None]:
 
 @pytest.fixture
 def pruned_as_nobody(make_run: Callable[..., Any], request_for: Callable[..., Any]) -> Callable[..., Any]:
-    """pruned_as_nobody(area, layout): reports of the dry run and the run, of removing what is over 5 days old."""
+    """pruned_as_nobody(area, layout): the dry run's report and the run's, with a max_age of 5 days."""
 
     def run(area: Any, layout: str) -> tuple[Any, Any]:
         reports = []
@@ -84,6 +84,21 @@ def test_files_in_a_directory_that_cannot_be_written_stay(
     assert area.files() == {"locked/old"}
     assert reasons(real.anomalies) == {"locked": "1 files kept: their directory cannot be written"}
     assert (dry.planned, real.failures.total) == (real.removed, 0)
+
+
+def test_a_name_that_cannot_go_keeps_the_bytes_of_the_names_that_can(
+    area: Any, pruned_as_nobody: Callable[..., Any]
+) -> None:
+    os.link(area.file("open/old", days=9, size=50_000), area.at("also"))
+    os.makedirs(area.at("fixed"))
+    os.link(area.at("also"), area.at("fixed/old"))
+    give(area.path, NOBODY)
+    Path(area.at("fixed")).chmod(0o555)
+    dry, real = pruned_as_nobody(area, "files")
+    assert area.files() == {"fixed/old"}
+    assert (real.planned.entries, real.planned.bytes) == (2, 0)
+    assert dry.planned == real.planned == real.removed
+    assert real.bytes_after == real.bytes_before == os.stat(area.at("fixed/old")).st_blocks * 512
 
 
 def test_a_directory_that_cannot_be_read_is_an_anomaly_and_the_rest_goes(

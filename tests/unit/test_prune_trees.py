@@ -174,6 +174,19 @@ def test_trash_left_by_a_crash_is_finished(
         assert area.files() == {"young/data"}
 
 
+@pytest.mark.root
+def test_what_trash_gives_back_counts_for_min_free(
+    area: Any, mount: Callable[..., None], pruned_trees: Callable[..., Any]
+) -> None:
+    mount("-t", "tmpfs", "-o", "size=4M,mode=755", "besom-test", area.path)
+    for name in (TRASH, "old"):
+        area.tree(name, days=9, files={"data": 1024**2})
+    dry = pruned_trees(area, min_free="3M", dry_run=True)
+    real = pruned_trees(area, min_free="3M")
+    assert area.files() == {"old/data"}
+    assert dry.planned == real.removed
+
+
 def test_trash_that_somebody_is_at_work_on_is_left_and_reported(
     area: Any, pruned_trees: Callable[..., Any], hold: Callable[..., Any], reasons: Callable[..., Any]
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -210,6 +211,22 @@ def test_a_fifo_or_symlink_planted_in_place_of_a_temp_hangs_and_harms_nothing(
     assert (report.removed.entries, report.kept.total) == (0, 1)
     assert os.path.lexists(area.at(".temp-a"))
     assert outside.files() == {"keep"}
+
+
+def test_a_file_that_takes_the_place_of_a_temp_at_the_last_moment_stays(
+    area: Any, make_run: Callable[..., Any], reasons: Callable[..., Any], saboteur: Any
+) -> None:
+    area.file(".temp-a", days=9)
+    area.file("precious", days=9)
+    run = make_run()
+    with Root(str(area.path)) as root:
+        planned = plan(Temps(str(area.path)), root, run)
+        take_its_place = partial(os.rename, area.at("precious"), area.at(".temp-a"))
+        with saboteur.before(0, take_its_place, "fcntl.flock") as acted:
+            report = execute(planned, run)
+            assert acted()
+    assert reasons(report.kept) == {".temp-a": CHANGED}
+    assert area.files() == {".temp-a"}
 
 
 @pytest.mark.root

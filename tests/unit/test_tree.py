@@ -4,7 +4,6 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -137,7 +136,7 @@ def swap_directory_and_symlink(area: Any) -> None:
 
 
 def test_a_directory_swapped_for_a_symlink_at_any_moment_harms_nothing_outside(
-    area: Any, outside: Any
+    saboteur: Any, area: Any, outside: Any
 ) -> None:
     def attack() -> None:
         swap_directory_and_symlink(area)
@@ -145,14 +144,16 @@ def test_a_directory_swapped_for_a_symlink_at_any_moment_harms_nothing_outside(
     assert rounds_that_harm_the_outside(saboteur, area, outside, careful_removal, attack) == 0
 
 
-def test_the_same_swap_does_harm_a_removal_by_path(area: Any, outside: Any) -> None:
+def test_the_same_swap_does_harm_a_removal_by_path(saboteur: Any, area: Any, outside: Any) -> None:
     def attack() -> None:
         swap_directory_and_symlink(area)
 
     assert rounds_that_harm_the_outside(saboteur, area, outside, naive_removal, attack) > 0
 
 
-def test_a_directory_moved_outside_at_any_moment_takes_nothing_there_with_it(area: Any, outside: Any) -> None:
+def test_a_directory_moved_outside_at_any_moment_takes_nothing_there_with_it(
+    saboteur: Any, area: Any, outside: Any
+) -> None:
     def attack() -> None:
         for top in [name for name in os.listdir(area.path) if name != "link"]:
             with suppress(OSError):
@@ -162,7 +163,7 @@ def test_a_directory_moved_outside_at_any_moment_takes_nothing_there_with_it(are
 
 
 def test_a_parent_that_is_not_open_any_more_is_only_gone_back_to_if_it_is_the_same(
-    area: Any, outside: Any
+    saboteur: Any, area: Any, outside: Any
 ) -> None:
     # Deeper than the descriptors that stay open, so that the way back leads through '..'.
     inner = "/".join("abcdefghijklmnopqrstuvwxyz")
@@ -211,7 +212,7 @@ def change_deep_inside(area: Any) -> None:
 
 
 @pytest.mark.parametrize("call", ["os.rename", "after it"])
-def test_a_tree_that_is_written_to_deep_inside_is_put_back_whole(area: Any, call: str) -> None:
+def test_a_tree_that_is_written_to_deep_inside_is_put_back_whole(saboteur: Any, area: Any, call: str) -> None:
     area.tree("victim", days=5, files={"a/b/c": 1, "d": 1})
     found = look(str(area.path), "victim")
 
@@ -229,7 +230,9 @@ def test_a_tree_that_is_written_to_deep_inside_is_put_back_whole(area: Any, call
 
 
 @pytest.mark.parametrize("name", ["victim", "v" * 255, "é" * 127, "本" * 85, os.fsdecode(b"\xff" * 255)])
-def test_a_changed_tree_whose_name_was_taken_meanwhile_is_kept_under_another(area: Any, name: str) -> None:
+def test_a_changed_tree_whose_name_was_taken_meanwhile_is_kept_under_another(
+    saboteur: Any, area: Any, name: str
+) -> None:
     area.tree(name, days=5)
     found = look(str(area.path), name)
 
