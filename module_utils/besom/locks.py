@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import Callable, Protocol
 
 from .errors import BesomError, LockHeld
+from .mounts import mounts
 from .shutdown import Shutdown
 from .units import format_duration, printable
 
 # Short enough that a release is noticed within 20 ms, long enough to cost next to nothing.
 POLL_S = 0.01
+# File systems of which stat shows other device numbers than mountinfo and /proc/locks do.
+_SEVERAL_NUMBERS = ("aufs", "bcachefs", "btrfs", "overlay")
 _REFUSED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EINVAL)
 
 
@@ -79,7 +82,8 @@ class LockTable:
                     text = stream.read()
             except OSError:
                 text = b""
-        self._pids: dict[tuple[int, int], list[int]] = {}
+        self._locks: dict[int, list[tuple[int, int]]] = {}
+        self._plain: set[int] | None = None
         own = os.getpid()
         for line in text.split(b"\n"):
             words = line.split()
@@ -87,24 +91,33 @@ class LockTable:
                 continue
             try:
                 major, minor, inode = words[5].split(b":")
-                key = _key(os.makedev(int(major, 16), int(minor, 16)), int(inode))
+                device, number = os.makedev(int(major, 16), int(minor, 16)), int(inode)
                 pid = int(words[4])
             except ValueError:
                 continue
             if pid != own:
-                self._pids.setdefault(key, []).append(pid)
+                self._locks.setdefault(number, []).append((device, pid))
         # Looked at for every file: a set of plain numbers, empty more often than not.
-        self.inodes = frozenset(inode for dev, inode in self._pids)
+        self.inodes = frozenset(self._locks)
 
     def holder(self, dev: int, inode: int) -> Holder | None:
         """Another process that holds a lock on this inode, if one is known."""
-        pids = self._pids.get(_key(dev, inode)) if inode in self.inodes else None
-        return describe(pids[0]) if pids else None
+        for device, pid in self._locks.get(inode, ()):
+            if device == dev or self._may_be_one(device, dev):
+                return describe(pid)
+        return None
 
-
-def _key(dev: int, inode: int) -> tuple[int, int]:
-    # btrfs and overlayfs show one anonymous device number to stat and another in /proc/locks.
-    return (dev if os.major(dev) else 0, inode)
+    def _may_be_one(self, device: int, dev: int) -> bool:
+        """Whether a device of /proc/locks and another that stat gives can be of one file system."""
+        if os.major(device) or os.major(dev):
+            return False
+        if self._plain is None:
+            self._plain = {
+                os.makedev(*map(int, mount.device.split(":")))
+                for mount in mounts()
+                if mount.fstype not in _SEVERAL_NUMBERS
+            }
+        return device not in self._plain and dev not in self._plain
 
 
 def holder_of(fd: int) -> Holder:

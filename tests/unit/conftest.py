@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -276,21 +276,17 @@ def mount() -> Iterator[Callable[..., None]]:
 
 
 @pytest.fixture
-def chattr() -> Iterator[Callable[[str, str], None]]:
+def chattr(tmp_path: Path) -> Iterator[Callable[[str, str], None]]:
     """chattr('+i', path) until the end of the test."""
-    done: list[tuple[str, str]] = []
 
     def do(mode: str, path: str) -> None:
         result = subprocess.run(["chattr", mode, path], capture_output=True, text=True)
         if result.returncode:
             pytest.skip(f"chattr {mode} does not work on this file system: {result.stderr.strip()}")
-        done.append(("-" + mode[1:], path))
 
     yield do
-    for mode, path in reversed(done):
-        with suppress(FileNotFoundError):
-            os.lstat(path)
-            subprocess.run(["chattr", mode, path], check=True)
+    # Wherever it is by now, it could not be removed.
+    subprocess.run(["chattr", "-Rf", "-ia", tmp_path])
 
 
 class Saboteur:

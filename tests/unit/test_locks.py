@@ -254,6 +254,42 @@ def test_the_table_of_locks_names_the_process_that_holds_one(
     assert LockTable().holder(st.st_dev, st.st_ino) is None
 
 
+@pytest.mark.root
+def test_a_lock_on_the_same_number_of_another_file_system_is_none_here(
+    area: Any, outside: Any, mount: Callable[..., None], hold: Callable[..., Any]
+) -> None:
+    for one in (area, outside):
+        mount("-t", "tmpfs", "-o", "mode=755", "besom-test", one.path)
+        one.file("first")
+    here, there = os.stat(area.at("first")), os.stat(outside.at("first"))
+    assert here.st_ino == there.st_ino
+    held = hold(outside.at("first"))
+    table = LockTable()
+    assert table.holder(here.st_dev, here.st_ino) is None
+    holder = table.holder(there.st_dev, there.st_ino)
+    assert holder is not None
+    assert holder.pid == held.pid
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("layer", ["lower", "upper"])
+def test_a_lock_is_seen_where_stat_and_the_kernel_disagree_about_the_device(
+    area: Any, outside: Any, mount: Callable[..., None], hold: Callable[..., Any], layer: str
+) -> None:
+    area.file("lower/in-lower")
+    area.dir("merged")
+    mount("-t", "tmpfs", "-o", "mode=755", "besom-test", outside.path)
+    outside.file("upper/in-upper")
+    outside.dir("work")
+    layers = f"lowerdir={area.at('lower')},upperdir={outside.at('upper')},workdir={outside.at('work')}"
+    mount("-t", "overlay", "-o", layers, "besom-test", area.at("merged"))
+    path = area.at(f"merged/in-{layer}")
+    held = hold(path)
+    holder = LockTable().holder(os.stat(path).st_dev, os.stat(path).st_ino)
+    assert holder is not None
+    assert holder.pid == held.pid
+
+
 def test_locks_of_fcntl_count_and_those_of_this_process_do_not(area: Any) -> None:
     other, own = area.file("other"), area.file("own")
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print(1, flush=True); input()"

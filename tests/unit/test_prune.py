@@ -537,6 +537,23 @@ def test_a_signal_stops_between_two_entries_and_the_report_says_so(
     assert report.bytes_after == report.bytes_before
 
 
+@pytest.mark.parametrize("layout", ["files", "trees"])
+def test_a_signal_ends_the_reading_of_a_store_and_nothing_goes(
+    area: Any, make_run: Callable[..., Any], request_for: Callable[..., Any], layout: str
+) -> None:
+    for name in ("a", "b", "c"):
+        area.tree(name, days=9)
+
+    def stop(_phase: str, _done: int, _total: int) -> None:
+        run.shutdown.request()
+
+    run = make_run(progress=stop)
+    with pytest.raises(Interrupted) as caught:
+        prune(request_for(area, layout, max_age="5d"), run)
+    assert caught.value.status == 143
+    assert len(area.files()) == 3
+
+
 def test_a_limit_that_cannot_be_reached_is_a_warning_that_says_why(
     area: Any, pruned: Callable[..., Any], hold: Callable[..., Any]
 ) -> None:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -54,6 +56,35 @@ def test_a_temp_goes_once_it_is_released(
         one.release()
     assert swept(area).removed.entries == 3
     assert area.names() == []
+
+
+SWEEP_AND_PRUNE = """
+import sys
+from besom.policy import Policy, Store, Temps
+from besom.prune import Request, prune
+from besom.run import Run
+from besom.sweep import sweep
+for report in (
+    sweep(Temps(sys.argv[1], older_than=1), Run()),
+    prune(Request(Store(sys.argv[1], "trees", Policy(max_age=1))), Run()),
+):
+    print(report.removed.entries, *(item["reason"] for item in report.kept.items), sep="; ")
+"""
+
+
+@pytest.mark.root
+def test_a_holder_that_cannot_be_seen_keeps_what_it_holds(area: Any, hold: Callable[..., Any]) -> None:
+    area.tree(".temp-tree", days=9)
+    area.file(".temp-file", days=9)
+    hold(area.at(".temp-tree"))
+    hold(area.at(".temp-file"))
+    # In a pid namespace of its own, as in a container, /proc/locks does not list those locks.
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", SWEEP_AND_PRUNE, area.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    unseen = "in use: locked by a process that cannot be seen from here (in another pid namespace, perhaps)"
+    assert said == f"0; {unseen}; {unseen}\n0; {unseen}\n"
+    assert area.files() == {".temp-file", ".temp-tree/data"}
 
 
 def test_a_file_deep_inside_that_is_young_keeps_a_temp(area: Any, swept: Callable[..., Any]) -> None:

@@ -165,16 +165,23 @@ def test_a_directory_moved_outside_at_any_moment_takes_nothing_there_with_it(
 def test_a_parent_that_is_not_open_any_more_is_only_gone_back_to_if_it_is_the_same(
     saboteur: Any, area: Any, outside: Any
 ) -> None:
-    # Deeper than the descriptors that stay open, so that the way back leads through '..'.
-    inner = "/".join("abcdefghijklmnopqrstuvwxyz")
-    area.file(f"victim/{inner}/leaf")
-    outside.file("victim/a/b/c/d/keep")
-    outside.file("keep")
-    moved = area.at("victim/a/b/c")
-    with saboteur.before(24, lambda: os.rename(moved, outside.at("moved")), "os.scandir") as acted:
+    # Deeper than the descriptors that stay open, so that the way back leads through '..'; and beside c
+    # directories that are still to be entered when c is left, which are outside as well.
+    area.file("victim/a/b/" + "/".join("cdefghijklmnopqrstuvwxyz") + "/leaf")
+    for number in range(30):
+        area.dir(f"victim/a/b/{number}")
+        outside.file(f"{number}/keep")
+    kept = outside.files()
+
+    def move_away() -> None:
+        (top,) = os.listdir(area.path)
+        os.rename(area.at(f"{top}/a/b/c"), outside.at("moved"))
+
+    # The first file to be removed is the leaf, deep down.
+    with saboteur.before(0, move_away, "os.remove") as acted:
         careful_removal(area)
         assert acted()
-    assert {"keep", "victim/a/b/c/d/keep"} <= outside.files()
+    assert kept <= outside.files()
 
 
 def test_a_swapper_that_never_rests_harms_nothing_outside(
@@ -254,12 +261,15 @@ def test_a_changed_tree_whose_name_was_taken_meanwhile_is_kept_under_another(
     assert area.files() == {f"{name}/new", f"{kept}/data", f"{kept}/more"}
 
 
-def test_a_write_before_the_removal_begins_is_noticed_wherever_it_is(area: Any) -> None:
+def test_a_write_before_the_removal_begins_is_noticed_wherever_it_is(saboteur: Any, area: Any) -> None:
     area.tree("victim", days=5, files={"a/b/c": 1})
     found = look(str(area.path), "victim")
     area.file("victim/a/b/c", size=1)
     assert os.stat(area.at("victim")).st_mtime_ns < os.stat(area.at("victim/a/b/c")).st_mtime_ns
-    removal = remove(str(area.path), "victim", found)
+    with saboteur.before(0, lambda: None, "os.rename") as renamed:
+        removal = remove(str(area.path), "victim", found)
+        # Nobody saw it under another name in between.
+        assert not renamed()
     assert removal.blocked is not None
     assert removal.blocked.reason == CHANGED
     assert os.path.exists(area.at("victim/a/b/c"))
