@@ -130,7 +130,7 @@ def playbook(name: str) -> Callable[[Tree], list[str]]:
 
 def contests(files: int) -> list[Contest]:
     """All of them; files is how many a tree has."""
-    few, many = min(files, 200), min(files, 10_000)
+    few, many = min(files, 100), min(files, 10_000)
     age, size = prune("--max-age", "1d"), "besom prune --max-size"
     return [
         Contest(

@@ -3,24 +3,22 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import compress, count, islice
-from typing import Callable
 
 from .inventory import OLDEST, ORPHAN, YOUNGEST, Inventory, read_files, read_trees
-from .locks import LockTable, writer_lock
+from .locks import writer_lock
 from .mounts import mount_of
 from .policy import Policy, Store
+from .removal import Place, remove_files
 from .report import CAP, Report
 from .root import Root
 from .run import Forecast, Run
 from .selection import Goals, choose, tally
-from .tree import CHANGED, Cursor, MountPoint, Removal, file_forbids, finish_trash, in_range, remove_tree
+from .tree import Cursor, Removal, file_forbids, finish_trash, remove_tree
 from .units import format_size, printable
 
 _ST_NOATIME = 1024  # statvfs(3)
@@ -146,51 +144,9 @@ def _list_victims(request: Request, found: Inventory, report: Report, goals: Goa
     report.victims.total = report.planned.entries
 
 
-class _Place:
-    """Takes a cursor from directory to directory of an inventory, in the order of the walk."""
-
-    def __init__(
-        self, found: Inventory, left: Callable[[Cursor, int], None] = lambda cursor, directory: None
-    ) -> None:
-        """left(cursor, directory) is called in the parent, after a directory was left for good."""
-        self.cursor = Cursor(found.root)
-        self._found = found
-        self._left = left
-        self._way: list[int] = []
-
-    def go(self, directory: int) -> OSError | None:
-        """Stand in directory; returns the error instead when it cannot be reached."""
-        chain = self._found.chain(directory)
-        common = 0
-        while common < min(len(chain), len(self._way)) and chain[common] == self._way[common]:
-            common += 1
-        try:
-            self.rise(common)
-            for step in chain[common:]:
-                self.cursor.enter(self._found.names[step])
-                self._way.append(step)
-        except OSError as error:
-            return error
-        return None
-
-    def rise(self, depth: int = 0) -> None:
-        """Leave directories until depth of them are left on the way. Raises Moved."""
-        while len(self._way) > depth:
-            directory = self._way.pop()
-            try:
-                self.cursor.leave()
-            except OSError:
-                # What was moved away is not emptied here; go on from where the cursor still stands.
-                del self._way[self.cursor.depth :]
-                if len(self._way) < depth:
-                    raise
-                continue
-            self._left(self.cursor, directory)
-
-
 def _drop_forbidden(found: Inventory) -> int:
     """Take victims that are immutable or append-only out of the tables, as anomalies; returns how many."""
-    place = _Place(found)
+    place = Place(found)
     dropped, here = 0, -1
     error: OSError | None = None
     for chunk in found.chunks:
@@ -263,89 +219,16 @@ class _Execution:
         return False
 
     def _remove_files(self) -> None:
-        found, shutdown, removed = self.found, self.run.shutdown, self.report.removed
+        report = self.report
         lru = self.plan.request.store.policy.order == "lru"
-        touched: set[int] = set()
-
-        def left(cursor: Cursor, directory: int) -> None:
-            # rmdir removes what is empty and nothing else; what was empty before was never touched.
-            if directory in touched:
-                with suppress(OSError):
-                    os.rmdir(found.names[directory], dir_fd=cursor.fd)
-                    touched.add(found.parents[directory])
-
-        place = _Place(found, left)
-        error: OSError | None = None
-        here = fd = -1
-        stat, unlink = os.stat, os.unlink
-        for chunk in found.chunks:
-            if not any(chunk.victims):
-                continue
-            device, table = chunk.device, LockTable()
-            locked = table.inodes
-            entries = freed = usage = 0
-            columns = (chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key, chunk.bytes)
-            for name, where, inode, mtime, size, key, held in compress(zip(*columns), chunk.victims):
-                if shutdown.signum:
-                    break
-                if where != here:
-                    here, error = where, place.go(where)
-                    fd = place.cursor.fd
-                try:
-                    if error:
-                        raise error
-                    st = stat(name, dir_fd=fd, follow_symlinks=False)
-                    if (
-                        st.st_ino != inode
-                        or (st.st_mtime_ns != mtime and in_range(st.st_mtime_ns) != mtime)
-                        or st.st_size != size
-                        or st.st_dev != device
-                        or (lru and in_range(st.st_atime_ns) > key)
-                    ):
-                        self._spared(where, name, CHANGED)
-                        continue
-                    if inode in locked:
-                        holder = table.holder(device, inode)
-                        if holder:
-                            self._spared(where, name, f"in use: locked by {holder}")
-                            continue
-                    unlink(name, dir_fd=fd)
-                except OSError as refused:
-                    self._not_removed(where, name, fd, refused)
-                    continue
-                entries += 1
-                usage += held
-                touched.add(where)
-                if st.st_nlink == 1:
-                    freed += st.st_blocks * 512
-            removed.add(entries, freed)
-            self.usage += usage
-            self.run.progress("remove", removed.entries, self.total)
-            if shutdown.signum:
-                break
-        with suppress(OSError):
-            place.rise()
-        place.cursor.rise(0)
-
-    def _spared(self, where: int, name: str, reason: str) -> None:
-        path = self.found.path(where, name)
-        self.report.victims.discard(path)
-        self.report.kept.add(path, reason)
-
-    def _not_removed(self, where: int, name: str, fd: int, error: OSError) -> None:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
-            return self._spared(where, name, CHANGED)
-        if isinstance(error, MountPoint) or error.errno == errno.EBUSY:
-            return self._spared(where, name, "is a mount point")
-        path = self.found.path(where, name)
-        self.report.victims.discard(path)
-        why = file_forbids(name, fd) if error.errno == errno.EPERM else ""
-        if why:
-            self.surprised = True
-            self.report.anomalies.add(path, f"is {why}")
-        else:
-            self.report.failures.add(path, f"cannot be removed: {error.strerror}")
-        return None
+        outcome = remove_files(self.found, lru, self.run, {item["path"] for item in report.victims.items})
+        report.removed.add(outcome.removed.entries, outcome.removed.bytes)
+        self.usage += outcome.usage
+        for name in ("kept", "anomalies", "failures"):
+            getattr(report, name).extend(getattr(outcome, name))
+        report.victims.items = [item for item in report.victims.items if item["path"] not in outcome.stayed]
+        report.victims.total -= outcome.stayed_total
+        self.surprised = self.surprised or outcome.surprised
 
 
 def prune(request: Request, run: Run) -> Report:

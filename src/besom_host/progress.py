@@ -9,6 +9,7 @@ from typing import Any
 
 # Runs that are over sooner need no bar, and need not wait for rich to be imported.
 PATIENCE_S = 1.0
+_FRAME_S = 0.1
 
 
 class Bar:
@@ -19,6 +20,7 @@ class Bar:
         self._started = time.monotonic()
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
+        self._drawn = 0.0
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if self._bar is None:
@@ -28,6 +30,9 @@ class Bar:
         if phase not in self._tasks:
             self._tasks[phase] = self._bar.add_task(phase, total=None)
         self._bar.update(self._tasks[phase], completed=done, total=total or None)
+        if time.monotonic() - self._drawn >= _FRAME_S:
+            self._drawn = time.monotonic()
+            self._bar.refresh()
 
     def _open(self) -> None:
         # 60 ms that only this needs.
@@ -50,6 +55,8 @@ class Bar:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            # Drawn when there is news: a thread of its own would be there when the engine forks.
+            auto_refresh=False,
         )
         self._bar.start()
 
