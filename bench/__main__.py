@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from stopwatch import TIME, CommandFailed, Sample, measure
 from tables import Result, Table, report
 
 BENCH = TOP / "bench"
+# What besom is made of.
+PARTS = ("library", "module_utils", "src")
 NAMES = [contest.name for contest in contests(1)]
 # What a file of a tree takes at most: its blocks, its inode and its name.
 BYTES_A_FILE = 6_000
@@ -109,10 +113,10 @@ def run(options: argparse.Namespace) -> int:
     chosen = [one for one in contests(options.files) if one.name in (options.only or NAMES)]
     where = options.where.resolve(strict=True)
     check_room(where, options, chosen)
-    machine = describe(where, options)
-    tables = []
+    tables: list[Table] = []
     with tempfile.TemporaryDirectory(prefix="besom-bench-", dir=where, ignore_cleanup_errors=True) as name:
         ground = Ground(Path(name))
+        machine = describe(where, options, ground.digest())
         for contest in chosen:
             for state in contest.states:
                 tables.append(hold(ground, contest, state, options))
@@ -139,7 +143,7 @@ def check_room(where: Path, options: argparse.Namespace, chosen: list[Contest]) 
         raise Unfit(f"{where} has no room for a tree of {files:,} files; choose another with --where")
 
 
-def describe(where: Path, options: argparse.Namespace) -> dict[str, Any]:
+def describe(where: Path, options: argparse.Namespace, digest: str) -> dict[str, Any]:
     """What the figures depend on."""
     kind = subprocess.run(["findmnt", "-nT", where, "-o", "FSTYPE,OPTIONS"], capture_output=True, text=True)
     with open("/proc/cpuinfo") as lines:
@@ -150,7 +154,7 @@ def describe(where: Path, options: argparse.Namespace) -> dict[str, Any]:
     )
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "besom": commit.stdout.strip() or "not a checkout",
+        "besom": f"{commit.stdout.strip() or 'no checkout'}, sources {digest}",
         "machine": f"{os.cpu_count()} x {cpu}, {memory} GiB",
         "kernel": platform.release(),
         "file system": " ".join(kind.stdout.split()) or "unknown",
@@ -167,6 +171,10 @@ class Ground:
         self.scratch = base / "scratch"
         self.scratch.mkdir()
         self._tree = base / "tree"
+        # A copy, so that besom stays the same to the end of the run, whoever works in the checkout meanwhile.
+        self.besom = base / "besom"
+        for part in PARTS:
+            shutil.copytree(TOP / part, self.besom / part, ignore=shutil.ignore_patterns("__pycache__"))
         # Settings of besom, Ansible and Python that somebody has are not what is measured.
         self.env = {
             key: value
@@ -177,7 +185,11 @@ class Ground:
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_CONFIG": str(TOP / "ansible.cfg"),
             "ANSIBLE_HOME": str(self.scratch / "ansible"),
-            "PYTHONPYCACHEPREFIX": str(TOP / ".cache/pycache"),
+            "ANSIBLE_LIBRARY": str(self.besom / "library"),
+            "ANSIBLE_MODULE_UTILS": str(self.besom / "module_utils"),
+            # Comes before the editable installation of the checkout.
+            "PYTHONPATH": f"{self.besom / 'module_utils'}:{self.besom / 'src'}",
+            "PYTHONPYCACHEPREFIX": str(base / "pycache"),
         }
         # As on a host where it ran before: compiled.
         measure(
@@ -185,6 +197,13 @@ class Ground:
             self.scratch,
             self.env,
         )
+
+    def digest(self) -> str:
+        """Which besom it is, also where the checkout has changes that are not committed."""
+        found = hashlib.sha256()
+        for file in sorted(self.besom.rglob("*.py")):
+            found.update(file.read_bytes())
+        return found.hexdigest()[:12]
 
     @contextmanager
     def tree(self, files: int, state: str) -> Iterator[Tree]:
@@ -198,9 +217,9 @@ class Ground:
         finally:
             clear(self._tree)
 
-    def time(self, contender: Contender, tree: Tree) -> Sample:
+    def time(self, contender: Contender, tree: Tree, together: bool) -> Sample:
         """Run the contender on a tree, and check what it left."""
-        sample = measure(contender.argv(tree), self.scratch, self.env)
+        sample = measure(contender.argv(tree), self.scratch, self.env, together)
         left, expected = census(tree.path), contender.leaves(tree)
         if left != expected:
             raise Unfit(
@@ -222,7 +241,7 @@ def hold(ground: Ground, contest: Contest, state: str, options: argparse.Namespa
     for turn in range(1 if contest.once else options.rounds):
         for result in results[turn % len(results) :] + results[: turn % len(results)]:
             with ground.tree(result.files, state) as tree:
-                result.samples.append(ground.time(result.contender, tree))
+                result.samples.append(ground.time(result.contender, tree, contest.large))
             sample = result.samples[-1]
             print(
                 f"bench: {contest.name}, {state}, round {turn + 1}: {result.contender.name} "

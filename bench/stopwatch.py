@@ -22,7 +22,11 @@ class CommandFailed(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of one run, the largest resident set of any of its processes, and the load it ran under."""
+    """Seconds of one run, its peak memory, and the load it ran under.
+
+    The peak is the largest resident set of any one process, or (together) the most that all of them
+    held at one time, what they share counted once.
+    """
 
     wall: float
     user: float
@@ -34,8 +38,11 @@ class Sample:
         return asdict(self)
 
 
-def measure(argv: Sequence[str], scratch: Path, env: Mapping[str, str]) -> Sample:
-    """Run argv to its end. Whatever ends this process first ends the whole group of the command."""
+def measure(argv: Sequence[str], scratch: Path, env: Mapping[str, str], together: bool = False) -> Sample:
+    """Run argv to its end. Whatever ends this process first ends the whole group of the command.
+
+    together: look at the memory of all its processes every 20 ms, which costs it some time.
+    """
     figures, log = scratch / "time", scratch / "log"
     load = os.getloadavg()[0]
     with log.open("wb") as output:
@@ -50,6 +57,7 @@ def measure(argv: Sequence[str], scratch: Path, env: Mapping[str, str]) -> Sampl
             start_new_session=True,
         )
         try:
+            seen = _watch(child) if together else 0
             status = child.wait()
         finally:
             if child.returncode is None:
@@ -60,4 +68,31 @@ def measure(argv: Sequence[str], scratch: Path, env: Mapping[str, str]) -> Sampl
         tail = log.read_bytes()[-2000:].decode(errors="replace").strip()
         raise CommandFailed(f"{' '.join(argv)} ended with status {status}: {tail}")
     user, system, peak = figures.read_text().split()
-    return Sample(round(wall, 4), float(user), float(system), int(peak), load)
+    return Sample(round(wall, 4), float(user), float(system), max(int(peak), seen), load)
+
+
+def _watch(child: subprocess.Popen[bytes]) -> int:
+    """The most KiB that the session of child holds at one time, until it ends."""
+    most = 0
+    while child.poll() is None:
+        most = max(
+            most, sum(_held(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _in(pid, child.pid))
+        )
+        time.sleep(0.02)
+    return most
+
+
+def _in(pid: str, session: int) -> bool:
+    try:
+        return os.getsid(int(pid)) == session
+    except ProcessLookupError:
+        return False
+
+
+def _held(pid: str) -> int:
+    """KiB of memory of a process, each page divided by how many share it; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
