@@ -16,7 +16,8 @@ HEADER = """\
 
 Written by `bench/run --record`; do not edit. Medians of interleaved rounds, each contender on a fresh copy
 of the same tree, and what it left was checked every time. *peak* is the largest resident set of any one
-process; for peak memory of a large store, of all processes together, shared pages counted once. *ratio* compares wall times (by the file where they are given so) with the last line of each table.
+process; for peak memory of a large store, of all processes together, shared pages counted once. *ratio*
+compares wall times (by the file where they are given so) with the last line of each table.
 Only besom removes the directories that it emptied."""
 HEAD = ("", "wall", "min to max", "user + sys", "peak", "ratio", "bar")
 
