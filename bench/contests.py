@@ -60,8 +60,7 @@ class Contest:
 
     bars: what besom may take at most, as a ratio of wall times, by state; peak_mib: what it may hold.
     per_file: the trees differ in size, so times are compared by the file. large: of --large files,
-    and the peak is that of all processes together.
-    once: one round is enough.
+    and the peak is that of all processes together. once: one round is enough.
     """
 
     name: str

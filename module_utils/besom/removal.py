@@ -160,6 +160,7 @@ class _Worker:
 
     def __init__(self, found: Inventory, lru: bool, run: Run, listed: Collection[str], parent: int) -> None:
         self.found, self.lru, self.run, self.listed, self.parent = found, lru, run, listed, parent
+        self.total = sum(sum(chunk.victims) for chunk in found.chunks)
         self.outcome = Removed()
 
     def left(self, cursor: Cursor, directory: int) -> None:
@@ -171,7 +172,7 @@ class _Worker:
 
     def remove(self, chunks: Sequence[Chunk]) -> None:
         shutdown, outcome, lru = self.run.shutdown, self.outcome, self.lru
-        total = sum(sum(chunk.victims) for chunk in chunks)
+        share = sum(sum(chunk.victims) for chunk in chunks)
         place = Place(self.found, self.left)
         error: OSError | None = None
         here = fd = -1
@@ -218,7 +219,8 @@ class _Worker:
                     freed += st.st_blocks * 512
             outcome.removed.add(entries, freed)
             outcome.usage += usage
-            self.run.progress("remove", outcome.removed.entries, total)
+            # What one process has done of its share stands for all of them.
+            self.run.progress("remove", outcome.removed.entries * self.total // share, self.total)
         with suppress(OSError):
             place.rise()
         place.cursor.rise(0)

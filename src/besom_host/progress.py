@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -21,8 +22,11 @@ class Bar:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
         self._drawn = 0.0
+        self._process = os.getpid()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
+        if os.getpid() != self._process:
+            return  # the engine's workers have no terminal
         if self._bar is None:
             if time.monotonic() - self._started < PATIENCE_S:
                 return
