@@ -53,6 +53,7 @@ def leave(signum: int, _frame: Any) -> NoReturn:
     """Let what is open clean up behind itself, undisturbed."""
     for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
+    print(f"bench: ended by {signal.Signals(signum).name}; what it made is removed", file=sys.stderr)
     raise SystemExit(128 + signum)
 
 
