@@ -64,8 +64,8 @@ class Config:
         """The problem with its place."""
         if not problem.in_file:
             return problem.message
-        where = f", line {problem.line}" if problem.line else ""
-        return f"{printable(self.path)}{where}: {problem.message}"
+        where = f", line {problem.line}:" if problem.line else ""
+        return f"{printable(self.path)}{where} {problem.message}"
 
     @property
     def sentences(self) -> list[str]:
@@ -240,7 +240,7 @@ class _Reader:
                 finally:
                     loader.dispose()
         except OSError as error:
-            self.config.problems.append(Problem(0, f"the file cannot be read: {error.strerror}."))
+            self.config.problems.append(Problem(0, f"cannot be read: {error.strerror}."))
         except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or "it cannot be parsed"

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from besom.errors import BesomError, Interrupted
 from besom.run import Run
@@ -53,7 +53,8 @@ class Daemon:
         # The monotonic time of the next run; the first is due at once.
         self.due = time.monotonic()
         self.told_watchdog = time.monotonic()
-        self.unwritten = False
+        self.unwritten = self.news = self.publishing = False
+        self.place: IO[str] | None = None
 
     def run(self) -> int:
         """Keep house until drained; returns the exit status. Raises AlreadyRuns, UsageError."""
@@ -62,32 +63,32 @@ class Daemon:
             signal.signal(signum, self.heard)
         if self.shutdown.requested:
             self.heard(self.shutdown.signum)
-        with self.state.acquire():
-            refusal = log.configure(self.config.log_format, self.config.log_file)
-            log.info(
-                "daemon_started",
-                "Keeping house every {interval}, pid {pid}, configuration {path}.",
-                pid=os.getpid(),
-                interval=format_duration(self.config.interval),
-                path=printable(self.config.path) or "(none)",
-                stores=len(self.config.stores),
-                temps=len(self.config.temps),
-            )
-            if refusal:
-                log.warning("log_refused", "{reason}", reason=refusal)
-            self._warn_of_config()
-            previous = self.state.observe()
-            self.status.answered = min(previous.answered, self.state.asked())
-            self.status.last_run = previous.last_run
-            self._publish(IDLE)
-            notify("READY=1", "STATUS=Ready.")
-            try:
-                while not self.drain_signal:
-                    self._turn()
-            finally:
-                notify("STOPPING=1", "STATUS=Stopping.")
-                self._publish(DRAINING)
-                log.info("daemon_stopped", "Stopped after {runs} runs.", runs=self.status.runs)
+        # Not given back before the process ends: a place that is free is that of a daemon that is gone.
+        self.place = self.state.acquire()
+        refusal = log.configure(self.config.log_format, self.config.log_file)
+        log.info(
+            "daemon_started",
+            "Keeping house every {interval}, pid {pid}, configuration {path}.",
+            pid=os.getpid(),
+            interval=format_duration(self.config.interval),
+            path=printable(self.config.path) or "(none)",
+            stores=len(self.config.stores),
+            temps=len(self.config.temps),
+        )
+        if refusal:
+            log.warning("log_refused", "{reason}", reason=refusal)
+        self._warn_of_config()
+        previous = self.state.observe()
+        self.status.answered = min(previous.answered, self.state.asked())
+        self.status.last_run = previous.last_run
+        self._publish(IDLE)
+        notify("READY=1", "STATUS=Ready.")
+        try:
+            while not self.drain_signal:
+                self._turn()
+        finally:
+            self._publish(DRAINING)
+            log.info("daemon_stopped", "Stopped after {runs} runs.", runs=self.status.runs)
         return 0
 
     def heard(self, signum: int, _frame: Any = None) -> None:
@@ -105,6 +106,8 @@ class Daemon:
             self.drain_deadline = time.monotonic() + self.config.drain_timeout
             if not self.config.drain_timeout:
                 self.shutdown.request(signum)
+            notify("STOPPING=1")
+            self._publish(DRAINING)
 
     def _tick(self) -> None:
         """What has its time while work goes on: the watchdog, and the end of a drain's patience."""
@@ -261,6 +264,17 @@ class Daemon:
         self.status.next_run = None
         if self.status.state == IDLE:
             self.status.next_run = time.time() + self.due - time.monotonic()
+        # A signal may come in the middle of this and want to tell something as well.
+        self.news = True
+        if self.publishing or self.place is None:
+            return
+        self.publishing = True
+        while self.news:
+            self.news = False
+            self._write()
+        self.publishing = False
+
+    def _write(self) -> None:
         notify(f"STATUS={self._sentence()}")
         try:
             self.state.write(self.status)

@@ -36,6 +36,12 @@ class Control:
         self.changed = False
         self.started = time.monotonic()
 
+    def nobody(self) -> str:
+        """That no daemon runs there; and why that may be the wrong place to look."""
+        why = [self.config.sentence(problem) for problem in self.config.problems if problem.in_file]
+        text = f"No daemon runs in {printable(self.state.path)}"
+        return f"{text} (the configuration is broken: {why[0].rstrip('.')})" if why else text
+
     def timeout(self, default: float | None) -> float | None:
         given = getattr(self.options, "timeout", None)
         return default if given is None else parse_duration(given, "--timeout", zero=True)
@@ -145,18 +151,24 @@ def stop(control: Control) -> int:
         return control.finish(status, "No daemon runs.")
     allowed = control.timeout(status.drain_timeout + STOP_MARGIN)
     control.changed = True
+    # Opened before it is told: the descriptor answers for this process and no later one.
+    fd = status.process.open() if status.process else None
     if is_service(control.config):
         systemctl("stop", "--no-block")
     else:
         _send(status, signal.SIGTERM)
-    status = _gone(control, allowed)
-    if status.alive and control.options.force:
-        _send(status, signal.SIGTERM)
-        status = _gone(control, STOP_MARGIN)
-        if status.alive:
-            _send(status, signal.SIGKILL)
-            status = _gone(control, STOP_MARGIN)
-    if status.alive:
+    try:
+        gone = _gone(control, fd, allowed)
+        if not gone and control.options.force:
+            for signum in (signal.SIGTERM, signal.SIGKILL):
+                if not gone:
+                    _send(status, signum)
+                    gone = _gone(control, fd, STOP_MARGIN)
+    finally:
+        if fd is not None:
+            os.close(fd)
+    status = control.state.observe()
+    if not gone:
         return control.finish(
             status,
             f"The daemon (pid {status.pid}) has not stopped within {format_duration(allowed or 0)}, "
@@ -166,8 +178,9 @@ def stop(control: Control) -> int:
     return control.finish(status, "The daemon has stopped.")
 
 
-def _gone(control: Control, seconds: float | None) -> Status:
-    return _until(control, Deadline(seconds), "waiting for the daemon to stop", lambda now: not now.alive)
+def _gone(control: Control, fd: int | None, seconds: float | None) -> bool:
+    doing = "waiting for the daemon to stop"
+    return fd is None or wait_for([fd], Deadline(seconds), control.shutdown, doing)
 
 
 def _send(status: Status, signum: int) -> None:
@@ -213,9 +226,7 @@ def _clock(seconds: float | None) -> str:
 def trigger(control: Control) -> int:
     now = control.state.observe()
     if not now.alive and not control.options.start:
-        return control.finish(
-            now, f"No daemon runs in {printable(control.state.path)}; start it, or add --start.", 1
-        )
+        return control.finish(now, f"{control.nobody()}; start it, or add --start.", 1)
     if not now.alive:
         control.state.prepare()
     control.state.ask()
@@ -253,7 +264,7 @@ def wait(control: Control) -> int:
 def reload(control: Control) -> int:
     now = control.state.observe()
     if not now.alive or now.process is None:
-        return control.finish(now, f"No daemon runs in {printable(control.state.path)}; start it.", 1)
+        return control.finish(now, f"{control.nobody()}; start it.", 1)
     allowed = control.timeout(START_TIMEOUT)
     before = now.reloads
     # Not through systemctl, which is what the unit's own ExecReload may call.
