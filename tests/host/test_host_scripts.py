@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import COMMAND, need
+from .conftest import need
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 INSTALLED = ("prune-daemon", "cron-prune", "besom-host.sh")
