@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from .conftest import need
+from .conftest import COMMAND, need
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 INSTALLED = ("prune-daemon", "cron-prune", "besom-host.sh")
@@ -390,3 +392,87 @@ def test_a_host_that_drains_is_left_alone_quietly(fake: Fake) -> None:
             pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
         assert (done.returncode, done.stdout, done.stderr) == (0, "", err)
     assert not fake.called
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host with a store that may hold two entries, and its settings in an environment file."""
+
+    here: Path
+
+    def fill(self) -> None:
+        for number in range(4):
+            (self.here / "store" / str(number)).write_bytes(b"x")
+
+    @property
+    def entries(self) -> int:
+        return len(list((self.here / "store").iterdir()))
+
+    def run(self, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+        done = run(script, *words, "--env", self.here / "env", env={"BESOM_COMMAND": str(COMMAND)})
+        assert "Traceback" not in done.stderr
+        return done
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "besom.yml").write_text(
+        f"stores: [{{name: store, path: {tmp_path}/store, layout: files, max_entries: 2}}]\n"
+    )
+    (tmp_path / "env").write_text(
+        f"# of this host\nexport BESOM_CONFIG='{tmp_path}/besom.yml'\r\nBESOM_STATE_DIR={tmp_path}/state\n"
+    )
+    yield host
+    host.run("prune-daemon", "stop", "--force", "--timeout", "0")
+
+
+def test_prune_daemon_drives_a_real_daemon(host: Host) -> None:
+    assert host.run("prune-daemon", "status").returncode == 1
+    host.fill()
+    started = host.run("prune-daemon", "start", "--json")
+    assert (started.returncode, json.loads(started.stdout)["changed"]) == (0, True)
+    assert host.run("prune-daemon", "wait", "--timeout", "1m").returncode == 0
+    assert host.entries == 2
+    host.fill()
+    assert host.run("prune-daemon", "trigger").returncode == 0
+    assert host.run("prune-daemon", "wait", "--timeout", "1m").returncode == 0
+    assert host.entries == 2
+    assert json.loads(host.run("prune-daemon", "status", "--json").stdout)["last_run"]["removed_entries"] == 2
+    assert host.run("prune-daemon", "stop").returncode == 0
+    assert host.run("prune-daemon", "status").returncode == 1
+
+
+def test_cron_prune_says_what_it_removed_and_then_nothing(host: Host) -> None:
+    host.fill()
+    first, second = host.run("cron-prune"), host.run("cron-prune")
+    assert (first.returncode, first.stderr, host.entries) == (0, "", 2)
+    assert f"{host.here}/store" in first.stdout
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+
+
+def test_cron_prune_leaves_the_work_to_a_daemon_that_runs(host: Host) -> None:
+    assert host.run("prune-daemon", "start").returncode == 0
+    assert host.run("prune-daemon", "wait").returncode == 0
+    host.fill()
+    quiet, strict, told = (host.run("cron-prune", *words) for words in ([], ["--strict"], ["-v"]))
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert (strict.returncode, strict.stdout, strict.stderr) == (75, "", "")
+    assert (told.returncode, told.stdout) == (0, "")
+    assert re.match(r"besom: .*\bpid \d+\b.*\n$", told.stderr)
+    assert host.entries == 4
+
+
+def test_cron_prune_mails_nothing_about_a_store_that_is_at_work(host: Host) -> None:
+    host.fill()
+    command = ["flock", host.here / "store", "sh", "-c", "echo held; read _"]
+    with subprocess.Popen(command, stdin=-1, stdout=-1) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        quiet = host.run("cron-prune", "--lock-timeout", "0")
+        strict = host.run("cron-prune", "--lock-timeout=0", "--strict")
+        holder.communicate()
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert (strict.returncode, strict.stdout, strict.stderr) == (75, "", "")
+    assert host.entries == 4

@@ -13,11 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Callable, TextIO
 
 import pytest
 
-from .play import TOP
+from .play import TOP, Play, Result
+
+COMMAND = Path(sys.executable).with_name("besom")
+
+# Each state, whether asking for it changes anything, and whether asking again does; in the order of the play.
+QUARTETS = {
+    "started": (True, False),
+    "triggered": (True, True),
+    "idle": (False, False),
+    "reloaded": (True, True),
+    "restarted": (True, True),
+    "drained": (True, False),
+    "stopped": (True, False),
+}
+STEPS = {"check": True, "run": False, "again": False, "check-again": True}
+NEED_ONE = ("reloaded", "triggered", "idle")
 
 # The module in a process of its own, as AnsiballZ runs it.
 ALONE = f"""
@@ -136,3 +151,141 @@ def test_a_malformed_timeout_is_refused_before_anything_is_run(command: Path) ->
     assert result["failed"] is True
     assert result["msg"].startswith("timeout: 'soon' is not a duration")
     assert not command.with_name("besom.ran").exists()
+
+
+@dataclass
+class Host:
+    """A configuration with a state directory and a store of its own."""
+
+    here: Path
+
+    def __post_init__(self) -> None:
+        (self.here / "store").mkdir(parents=True)
+        self.config.write_text(
+            f"""
+stores: [{{name: store, path: {self.here}/store, layout: files, max_entries: 1}}]
+daemon: {{interval: 1h, drain_timeout: 1h, state_dir: {self.here}/state}}
+log: {{file: {self.here}/log}}
+lock_timeout: 1h
+"""
+        )
+
+    @property
+    def config(self) -> Path:
+        return self.here / "besom.yml"
+
+    def options(self, state: str, **more: Any) -> dict[str, Any]:
+        return {"state": state, "config": str(self.config), "command": str(COMMAND), **more}
+
+    def end(self) -> None:
+        subprocess.run(
+            [COMMAND, "daemon", "stop", "--force", "--timeout", "0", "--config", self.config],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def results(play: Play, hold: Callable[[Path], int]) -> Iterator[dict[str, Result]]:
+    """Everything on real daemons, in one play."""
+    free, stuck = Host(play.base / "free"), Host(play.base / "stuck")
+    for state in QUARTETS:
+        if state == "stopped":
+            for needy in NEED_ONE:
+                play.add(f"none/{needy}-check", "prune_daemon", free.options(needy), check=True)
+                play.add(f"none/{needy}", "prune_daemon", free.options(needy))
+            play.add("stopped/start", "prune_daemon", free.options("started"))
+        for step, check in STEPS.items():
+            play.add(f"{state}/{step}", "prune_daemon", free.options(state), check=check)
+    # A run that waits for a lock for an hour is work that does not end.
+    hold(stuck.here / "store")
+    play.add("stuck/start", "prune_daemon", stuck.options("started"))
+    play.add("stuck/idle", "prune_daemon", stuck.options("idle", timeout="0.2"))
+    play.add("stuck/drained", "prune_daemon", stuck.options("drained", timeout="0.2"))
+    play.add("stuck/forced", "prune_daemon", stuck.options("drained", timeout="0.2", force=True))
+    try:
+        yield {task: result for (_, task), result in play.run().items()}
+    finally:
+        free.end()
+        stuck.end()
+
+
+@pytest.fixture(params=QUARTETS)
+def quartet(request: pytest.FixtureRequest, results: dict[str, Result]) -> dict[str, Result]:
+    found = {step: results[f"{request.param}/{step}"] for step in STEPS}
+    return {"asked": request.param, **found}
+
+
+def test_every_step_succeeds_and_changes_what_it_should(results: dict[str, Result]) -> None:
+    for state, (first, second) in QUARTETS.items():
+        steps = [results[f"{state}/{step}"] for step in STEPS]
+        assert [step.status for step in steps] == ["ok"] * 4, state
+        assert [step["changed"] for step in steps] == [first, first, second, second], state
+
+
+def test_check_mode_predicts_the_diff(results: dict[str, Result]) -> None:
+    for state, (first, second) in QUARTETS.items():
+        for check, run, changed in (("check", "run", first), ("check-again", "again", second)):
+            predicted, seen = results[f"{state}/{check}"], results[f"{state}/{run}"]
+            assert ("diff" in predicted.values, "diff" in seen.values) == (changed, changed), state
+            if changed:
+                assert predicted["diff"]["after"] == seen["diff"]["after"] == {"state": state}
+
+
+def test_check_mode_changes_nothing(results: dict[str, Result]) -> None:
+    running = results["triggered/check"]["pid"]
+    assert results["started/check"]["pid"] is None
+    assert running is not None
+    assert {results[f"{state}/check"]["pid"] for state in ("idle", "reloaded", "restarted")} == {running}
+    assert results["drained/check"]["pid"] == results["restarted/again"]["pid"]
+
+
+def test_what_is_started_runs_and_what_is_stopped_is_gone(results: dict[str, Result]) -> None:
+    assert results["started/run"].msg.startswith("The daemon is ")
+    assert results["started/run"]["pid"] == results["started/again"]["pid"] != None  # noqa: E711
+    for state in ("drained", "stopped"):
+        gone = results[f"{state}/run"]
+        assert (gone["state"], gone["pid"], gone["in_flight"]) == ("stopped", None, [])
+        assert gone.msg == "No daemon runs."
+        with pytest.raises(ProcessLookupError):
+            os.kill(results[f"{state}/check"]["pid"], 0)
+
+
+def test_each_restart_is_another_daemon(results: dict[str, Result]) -> None:
+    pids = [results[f"restarted/{step}"]["pid"] for step in ("check", "run", "again")]
+    assert len(set(pids)) == 3
+    assert results["restarted/run"]["state"] != "stopped"
+
+
+def test_idle_waits_for_the_run_that_was_asked_for(results: dict[str, Result]) -> None:
+    asked, idle = results["triggered/again"], results["idle/run"]
+    assert idle["last_run"]["outcome"] == "done"
+    assert asked["pid"] == idle["pid"]
+    assert idle["runs"] >= 2
+
+
+@pytest.mark.parametrize("state", NEED_ONE)
+def test_where_no_daemon_runs_check_mode_predicts_the_failure(results: dict[str, Result], state: str) -> None:
+    predicted, seen = results[f"none/{state}-check"], results[f"none/{state}"]
+    assert (predicted.status, seen.status) == ("failed", "failed")
+    assert (predicted["changed"], seen["changed"]) == (False, False)
+    assert predicted.msg == seen.msg
+
+
+@pytest.mark.parametrize("step", ["idle", "drained"])
+def test_when_the_time_is_up_the_failure_names_what_still_runs(results: dict[str, Result], step: str) -> None:
+    result = results[f"stuck/{step}"]
+    assert result.status == "failed"
+    assert "prune of " in result.msg
+    assert "/stuck/store" in result.msg
+    assert [one["path"][-12:] for one in result["in_flight"]] == ["/stuck/store"]
+    assert result["waited_s"] >= 0.2
+
+
+def test_force_ends_a_drain_that_does_not_end(results: dict[str, Result]) -> None:
+    result = results["stuck/forced"]
+    assert (result.status, result["changed"], result["state"]) == ("ok", True, "stopped")
+    assert result["last_run"]["outcome"] == "interrupted"
+    with pytest.raises(ProcessLookupError):
+        os.kill(results["stuck/start"]["pid"], 0)
