@@ -17,6 +17,7 @@ from besom.shutdown import Shutdown
 from besom.units import format_duration, format_size, parse_duration, printable
 
 from .config import find, read
+from .process import Process
 from .service import is_service, systemctl
 from .state import STARTING, StateDir, Status
 from .waiting import Deadline, wait_for
@@ -143,19 +144,20 @@ def stop(control: Control) -> int:
     status = control.state.observe()
     if not status.alive:
         return control.finish(status, "No daemon runs.")
+    process = status.process
     allowed = control.timeout(status.drain_timeout + STOP_MARGIN)
     control.changed = True
     if is_service(control.config):
         systemctl("stop", "--no-block")
     else:
         _send(status, signal.SIGTERM)
-    status = _gone(control, allowed)
+    status = _gone(control, process, allowed)
     if status.alive and control.options.force:
         _send(status, signal.SIGTERM)
-        status = _gone(control, STOP_MARGIN)
+        status = _gone(control, process, STOP_MARGIN)
         if status.alive:
             _send(status, signal.SIGKILL)
-            status = _gone(control, STOP_MARGIN)
+            status = _gone(control, process, STOP_MARGIN)
     if status.alive:
         return control.finish(
             status,
@@ -166,8 +168,17 @@ def stop(control: Control) -> int:
     return control.finish(status, "The daemon has stopped.")
 
 
-def _gone(control: Control, seconds: float | None) -> Status:
-    return _until(control, Deadline(seconds), "waiting for the daemon to stop", lambda now: not now.alive)
+def _gone(control: Control, process: Process | None, seconds: float | None) -> Status:
+    deadline, doing = Deadline(seconds), "waiting for the daemon to stop"
+    status = _until(control, deadline, doing, lambda now: not now.alive)
+    fd = process.open() if process and not status.alive else None
+    if fd is not None:
+        # It has given up its place, and is on its way out.
+        try:
+            wait_for([fd], deadline, control.shutdown, doing)
+        finally:
+            os.close(fd)
+    return status
 
 
 def _send(status: Status, signum: int) -> None:
