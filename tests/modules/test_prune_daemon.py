@@ -317,7 +317,8 @@ def test_when_the_time_is_up_the_failure_names_what_still_runs(results: Answers,
     assert has_failed(result)
     assert "prune of " in result["msg"]
     assert "/stuck/store" in result["msg"]
-    assert [one["path"][-12:] for one in result["in_flight"]] == ["/stuck/store"]
+    (one,) = result["in_flight"]
+    assert one.keys() == {"operation", "path", "since"}
     assert result["waited_s"] >= 0.2
 
 
