@@ -28,8 +28,8 @@ options:
     description:
       - V(started) starts the daemon where none runs, and waits until it is ready.
       - V(stopped) lets it end the run in flight; when the time is up it is stopped between two entries.
-      - V(drained) lets it end the run in flight; when the time is up the task fails and names what is still in flight,
-        or, with O(force), the daemon is stopped between two entries.
+      - V(drained) lets it end the run in flight; when the time is up the task fails, names what is still in flight and
+        leaves the daemon to drain, or, with O(force), the daemon is stopped between two entries.
       - V(restarted) is V(stopped), then V(started).
       - V(reloaded) makes it read its configuration anew. A broken one fails the task, and the old one stays in force.
       - V(triggered) asks for a run now and does not wait for it. Several that are asked for during one run become one.
