@@ -12,10 +12,10 @@ from .errors import BesomError
 from .mounts import MAY_HANG, mnt_id, mount_of
 from .units import format_duration, printable
 
-# How long a mount may take to answer, and how long the answer counts, in seconds.
-PATIENCE_S = 5.0
+# How long a mount may take to answer, in seconds; less when it did not answer shortly before.
+PATIENCE_S, SECOND_PATIENCE_S = 5.0, 0.25
 _YES_COUNTS_S, _NO_COUNTS_S = 1.0, 60.0
-# By mount id: when it was asked, and whether it answered.
+# By mount id: when it was asked, and whether it answered. Ids are used again, so a no is no verdict.
 _asked: dict[int, tuple[float, bool]] = {}
 
 
@@ -40,9 +40,14 @@ def require_answer(fd: int, path: str) -> None:
 def answers(fd: int) -> bool:
     """Whether the mount that fd (O_PATH) is on answers a statfs; an error is an answer, too."""
     key = mnt_id(fd)
-    then, answer = _asked.get(key, (0.0, False))
-    if then and time.monotonic() - then < (_YES_COUNTS_S if answer else _NO_COUNTS_S):
-        return answer
+    patience = PATIENCE_S
+    if key in _asked:
+        then, answer = _asked[key]
+        since = time.monotonic() - then
+        if answer and since < _YES_COUNTS_S:
+            return True
+        if not answer and since < _NO_COUNTS_S:
+            patience = min(patience, SECOND_PATIENCE_S)
 
     def question(_write: object) -> None:
         # Not stat: the kernel may have kept the answer to that.
@@ -50,7 +55,7 @@ def answers(fd: int) -> bool:
             os.fstatvfs(fd)
 
     try:
-        answer = children.ask(question, PATIENCE_S, keep=(fd,)).status == 0
+        answer = children.ask(question, patience, keep=(fd,)).status == 0
     except OSError:
         # No child can be had, so nobody knows; besom itself must not be the one to find out.
         return False
