@@ -20,7 +20,6 @@ from .run import Run
 from .shutdown import Shutdown
 from .units import format_duration, printable
 
-DEFAULT_TIMEOUT = "30s"
 # One try may take this long (seconds) before the next mount has its turn, and every try gets this much.
 _TRY_S, _LEAST_TRY_S = 5.0, 0.3
 _GRACE_S = 0.1
@@ -29,6 +28,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 0.25
 # How old a list of holders may get, and how long making the last one may take.
 _HOLDERS_COUNT_S, _HOLDERS_S = 2.0, 0.5
 _LISTED = 100
+# The states of what goes.
+GONE = ("unmounted", "detached", "would_unmount")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class UnmountReport:
 
     @property
     def changed(self) -> bool:
-        return any(one.state in ("unmounted", "detached", "would_unmount") for one in self.mounts)
+        return any(one.state in GONE for one in self.mounts)
 
     @property
     def messages(self) -> list[str]:
@@ -260,8 +261,9 @@ class _Work:
         one.state, one.message = state, ""
         one.duration_s = time.monotonic() - self._began
         self._left.remove(one)
-        if state == "detached" and one.holders:
-            one.message = f"It is gone for good when these let go: {_named(one.holders)}."
+        if state == "detached":
+            who = _named(one.holders) if one.holders else self._unknown()
+            one.message = f"still held by {who}." if one.holders else f"still {who}."
         elif state != "detached":
             one.holders = []
 
