@@ -16,6 +16,10 @@ class UsageError(BesomError):
     status = 2
 
 
+class MissingPath(UsageError):
+    """The path does not exist (yet)."""
+
+
 class NoSpace(BesomError):
     """A file system has not enough bytes or inodes."""
 

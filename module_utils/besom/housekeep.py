@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Callable
 
-from .errors import BesomError, Interrupted, LockHeld, NoSpace
+from .answer import NoAnswer
+from .errors import BesomError, Interrupted, LockHeld, MissingPath, NoSpace
 from .policy import Store, Temps
 from .preflight import Verdict
 from .prune import Request, prune
@@ -85,15 +85,19 @@ def check_roots(stores: Sequence[Store], temps: Sequence[Temps], skip_missing: b
     """Open every root that exists, before anything is removed.
 
     Raises UsageError for one that is refused (or missing, without skip_missing), and for stores that
-    overlap.
+    overlap. One that does not answer keeps the others from nothing: the work on it will fail.
     """
     areas: list[Store | Temps] = [*stores, *temps]
     with ExitStack() as stack:
-        roots = {
-            one: stack.enter_context(Root(one.path))
-            for one in areas
-            if not skip_missing or os.path.lexists(one.path)
-        }
+        roots = {}
+        for one in areas:
+            try:
+                roots[one] = stack.enter_context(Root(one.path))
+            except MissingPath:
+                if not skip_missing:
+                    raise
+            except NoAnswer:
+                continue
         refuse_overlap([root for one, root in roots.items() if isinstance(one, Store)])
 
 
@@ -107,9 +111,6 @@ def perform(tasks: Iterable[Task], run: Run, skip_missing: bool = True) -> Outco
     for path, work in tasks:
         try:
             run.shutdown.check(f"before {printable(path)}")
-            if skip_missing and not os.path.lexists(path):
-                outcome.notes.append(f"{printable(path)} does not exist yet; it was skipped.")
-                continue
             report = work()
             outcome.reports.append(report)
             if report.interrupted:
@@ -117,6 +118,11 @@ def perform(tasks: Iterable[Task], run: Run, skip_missing: bool = True) -> Outco
         except Interrupted as error:
             outcome.errors.append(error)
             break
+        except MissingPath as error:
+            if skip_missing:
+                outcome.notes.append(f"{printable(path)} does not exist yet; it was skipped.")
+            else:
+                outcome.errors.append(error)
         except BesomError as error:
             outcome.errors.append(error)
         except OSError as error:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from .answer import NoAnswer
+from .errors import MissingPath
 from .inventory import read_files, read_trees
 from .locks import LockTable
 from .mounts import mount_of
@@ -84,14 +86,17 @@ def holder(root: Root) -> dict[str, object] | None:
 
 
 def inspect(stores: Sequence[Store], temps: Sequence[Temps], run: Run) -> dict[str, Any]:
-    """`stores`, `temps` (one each that exists) and `warnings` about those that do not."""
+    """`stores`, `temps` (one each that exists) and `warnings` about those that do not, or do not answer."""
     found: dict[str, Any] = {"stores": [], "temps": [], "warnings": []}
     areas: list[Store | Temps] = [*stores, *temps]
     for one in areas:
-        if not os.path.lexists(one.path):
+        try:
+            if isinstance(one, Store):
+                found["stores"].append(store_info(one, run))
+            else:
+                found["temps"].append(temps_info(one, run))
+        except MissingPath:
             found["warnings"].append(f"{printable(one.path)} does not exist yet; it was skipped.")
-        elif isinstance(one, Store):
-            found["stores"].append(store_info(one, run))
-        else:
-            found["temps"].append(temps_info(one, run))
+        except NoAnswer as error:
+            found["warnings"].append(str(error))
     return found

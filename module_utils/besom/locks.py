@@ -20,7 +20,7 @@ from .units import format_duration, printable
 # Short enough that a release is noticed within 20 ms, long enough to cost next to nothing.
 POLL_S = 0.01
 # File systems of which stat shows other device numbers than mountinfo and /proc/locks do.
-_SEVERAL_NUMBERS = ("aufs", "bcachefs", "btrfs", "overlay")
+SEVERAL_NUMBERS = ("aufs", "bcachefs", "btrfs", "overlay")
 _REFUSED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EINVAL)
 
 
@@ -115,7 +115,7 @@ class LockTable:
             self._plain = {
                 os.makedev(*map(int, mount.device.split(":")))
                 for mount in mounts()
-                if mount.fstype not in _SEVERAL_NUMBERS
+                if mount.fstype not in SEVERAL_NUMBERS
             }
         return device not in self._plain and dev not in self._plain
 

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 _MNT_ID = re.compile(rb"^mnt_id:\s*(\d+)", re.MULTILINE)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
+# Beginnings of the types of file systems that may wait for a server, so that even a stat of them can hang.
+MAY_HANG = (
+    *("9p", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse", "gfs2", "gluster"),
+    *("gpfs", "lustre", "ncp", "nfs", "ocfs2", "orangefs", "prl_fs", "smb", "vboxsf", "virtiofs"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,18 @@ class Mount:
     source: str
 
 
-def mnt_id(fd: int) -> int:
-    """The id of the mount that fd (O_PATH will do) is on. Raises OSError where /proc is not mounted."""
-    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+def mnt_id(fd: int, pid: str = "self") -> int:
+    """The id of the mount that fd (O_PATH will do) of a process is on.
+
+    Raises OSError where /proc is not mounted, or shows this user no such descriptor.
+    """
+    info = os.open(f"/proc/{pid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         match = _MNT_ID.search(os.read(info, 512))
     finally:
         os.close(info)
     if match is None:
-        raise OSError(f"/proc/self/fdinfo/{fd} has no mnt_id")
+        raise OSError(f"/proc/{pid}/fdinfo/{fd} has no mnt_id")
     return int(match.group(1))
 
 

@@ -16,6 +16,7 @@ from .policy import read_mapping, read_path
 from .report import Report
 from .run import Forecast
 from .units import Share, format_size, parse_count, parse_size, printable
+from .walk import walk
 
 DEFAULT_EXPAND = 3.0
 
@@ -165,7 +166,7 @@ def preflight(
     opener: what asks for the sizes of urls; None where no need has one. reserve stays free beside the
     needs. A url whose size the server does not tell is left out with a warning; unknown_fails: it
     raises NoSpace instead. forecast: bytes that count as freed already.
-    Raises UsageError for a path that cannot be looked up.
+    Raises UsageError for a path that cannot be looked up, NoAnswer for one on a mount that does not answer.
     """
     started = time.monotonic()
     verdict = Verdict()
@@ -200,7 +201,7 @@ def _file_system(
     existing = path
     while True:
         try:
-            fd = os.open(existing, os.O_PATH | os.O_CLOEXEC)
+            fd = walk(existing)
             break
         except (FileNotFoundError, NotADirectoryError):
             if os.path.dirname(existing) == existing:

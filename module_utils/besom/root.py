@@ -3,26 +3,25 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import pwd
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .errors import UsageError
-from .mounts import mnt_id, mounts
+from .errors import MissingPath, UsageError
+from .mounts import MAY_HANG, mnt_id, mounts
 from .units import printable
+from .walk import walk
 
 # And /lib*, which glob finds.
-_SYSTEM = (
+SYSTEM = (
     *("/", "/bin", "/boot", "/dev", "/etc", "/home", "/opt", "/proc"),
     *("/root", "/run", "/sbin", "/srv", "/sys", "/usr", "/var"),
 )
 # Fine by the design, whatever a password database says.
 _ALLOWED = ("/tmp", "/var/tmp")  # noqa: S108
-_MAX_LINKS = 40
-# File systems that may wait for a server, so that even a stat of them can hang.
-_REMOTE = ("nfs", "cifs", "smb", "fuse", "autofs", "ceph", "9p", "afs", "gluster", "lustre")
 
 
 def open_directory(name: str, dir_fd: int | None = None) -> int:
@@ -39,7 +38,10 @@ class Root:
     """An open directory that work is bounded by. Close it, or use it in a with statement."""
 
     def __init__(self, path: str) -> None:
-        """Open an absolute path by its components; raises UsageError when it is missing or refused."""
+        """Open an absolute path by its components; raises UsageError when it is missing or refused.
+
+        Raises NoAnswer when a mount on the way does not answer, instead of hanging with it.
+        """
         self.path = path
         self.fd = -1
         self.reopen()
@@ -104,50 +106,30 @@ def _inside(path: str, parent: str) -> bool:
 def _open_checked(path: str) -> int:
     """Open path one component at a time (CVE-2018-6954: O_NOFOLLOW on the last one is not enough)."""
     shown = printable(path)
-    if "\0" in path or not path.startswith("/"):
-        raise UsageError(f"{shown} is not an absolute path.")
-    todo = [part for part in path.split("/") if part not in ("", ".")][::-1]
-    if len(todo) > 2000:
-        raise UsageError(f"{shown[:80]}... has too many components.")
-    links = 0
-    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def trust(name: str, link: int, parent: int, last: bool) -> None:
+        if last:
+            raise UsageError(f"{shown} is a symlink; name the directory that it points to.")
+        trust_link(shown, name, link, parent)
+
     try:
-        while todo:
-            name = todo.pop()
-            # Without O_DIRECTORY the last component cannot trigger an automount.
-            step = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
-            try:
-                target = os.readlink("", dir_fd=step)
-            except OSError:
-                # Not a symlink; readlink answers that without asking a file system that may hang.
-                os.close(here)
-                here = step
-                continue
-            try:
-                links += 1
-                if not todo:
-                    raise UsageError(f"{shown} is a symlink; name the directory that it points to.")
-                _trust_link(shown, name, step, here)
-                if links > _MAX_LINKS:
-                    raise UsageError(f"{shown} leads through too many symlinks.")
-            finally:
-                os.close(step)
-            todo += [part for part in target.split("/") if part not in ("", ".")][::-1]
-            if target.startswith("/"):
-                os.close(here)
-                here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return open_directory(".", here)
+        here = walk(path, trust)
+        try:
+            return open_directory(".", here)
+        finally:
+            os.close(here)
     except FileNotFoundError:
-        raise UsageError(f"{shown} does not exist; create it, or correct the path.") from None
+        raise MissingPath(f"{shown} does not exist; create it, or correct the path.") from None
     except NotADirectoryError:
         raise UsageError(f"{shown} is not a directory.") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{shown} leads through too many symlinks.") from None
         raise UsageError(f"{shown} cannot be opened: {error.strerror}.") from error
-    finally:
-        os.close(here)
 
 
-def _trust_link(shown: str, name: str, link: int, parent: int) -> None:
+def trust_link(shown: str, name: str, link: int, parent: int) -> None:
+    """Raise UsageError when the symlink name of the path shown could be redirected by others."""
     st, directory = os.fstat(link), os.fstat(parent)
     trusted = (0, os.geteuid())
     if st.st_uid not in trusted or directory.st_uid not in trusted or directory.st_mode & 0o022:
@@ -159,13 +141,13 @@ def _trust_link(shown: str, name: str, link: int, parent: int) -> None:
 
 def _refuse(root: Root) -> None:
     """Refuse system directories, homes and what contains one, by inode and not by spelling."""
-    refused = dict.fromkeys([*_SYSTEM, *glob.glob("/lib*")], "a system directory")
+    refused = dict.fromkeys([*SYSTEM, *glob.glob("/lib*")], "a system directory")
     for user in pwd.getpwall():
         if user.pw_dir.startswith("/"):
             refused.setdefault(os.path.normpath(user.pw_dir), f"the home directory of {user.pw_name}")
     for path in _ALLOWED:
         refused.pop(path, None)
-    remote = tuple(mount.path.rstrip("/") + "/" for mount in mounts() if mount.fstype.startswith(_REMOTE))
+    remote = tuple(mount.path.rstrip("/") + "/" for mount in mounts() if mount.fstype.startswith(MAY_HANG))
     seen = set()
     for path, what in refused.items():
         within = path

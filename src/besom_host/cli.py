@@ -23,7 +23,7 @@ STATUSES = (
 
 
 # Where a command is that has a file of its own.
-_ROOMS = {name: f"{name}_command" for name in ("daemon", "housekeep", "config")}
+_ROOMS = {name: f"{name}_command" for name in ("config", "daemon", "housekeep", "unmount")}
 
 
 class Parser(argparse.ArgumentParser):
@@ -131,6 +131,20 @@ def build_parser() -> Parser:
     one.add_argument("--all", action="store_true", help="empty the stores; asks first, unless --yes")
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
     one.add_argument("--yes", action="store_true", help="do not ask")
+
+    one = command(
+        "unmount",
+        "unmount gracefully, or say who holds the mount",
+        "Unmount each PATH, trying again while it is busy; absent mounts are done already. "
+        "Ends with 0 also when a mount was detached because --lazy allows it, and names its holders.",
+    )
+    one.add_argument("paths", metavar="PATH", nargs="+", help="a mount point")
+    one.add_argument(
+        "--timeout", metavar="DUR", default="30s", help="how long to try in all (default 30s, 0 = once)"
+    )
+    one.add_argument("--lazy", action="store_true", help="then detach what is still busy")
+    one.add_argument("--recursive", action="store_true", help="with all that is mounted below, deepest first")
+    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
     one = command("info", "usage by store", "Show usage, limits, ages and lock holders. Changes nothing.")
     one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")

@@ -33,7 +33,7 @@ from besom.units import (
 )
 
 from .config import Config, load
-from .output import limits_text, noted_text, removal_text, table, when
+from .output import absolute, limits_text, noted_text, removal_text, say, table, when
 from .progress import Bar
 
 # Where the work is, and the work itself, which takes run=.
@@ -52,19 +52,9 @@ def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | No
     return run
 
 
-def say(message: str) -> None:
-    print(f"besom: {message}", file=sys.stderr)
-
-
 def bar_of(options: Namespace) -> Bar | None:
     """A bar on a terminal; nothing of it in a pipe or cron."""
     return Bar(color=not options.no_color and "NO_COLOR" not in os.environ) if sys.stderr.isatty() else None
-
-
-def absolute(path: str) -> str:
-    if not path:
-        raise UsageError("A path is empty.")
-    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
 
 
 def preflight_command(options: Namespace, shutdown: Shutdown) -> int:

@@ -9,9 +9,10 @@ from besom.errors import LockHeld
 from besom.shutdown import Shutdown
 
 from . import log
-from .commands import bar_of, finish, run_of, say
+from .commands import bar_of, finish, run_of
 from .config import find, read
 from .cycle import housekeeping
+from .output import say
 from .progress import Bar
 from .state import AlreadyRuns, StateDir
 

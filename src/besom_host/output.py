@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from besom.errors import UsageError
 from besom.policy import Store
 from besom.report import Report
 from besom.units import format_duration, format_size, printable
+
+
+def say(message: str) -> None:
+    print(f"besom: {message}", file=sys.stderr)
+
+
+def absolute(path: str) -> str:
+    """A path of the command line, as seen from the current directory."""
+    if not path:
+        raise UsageError("A path is empty.")
+    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
 
 
 def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
