@@ -8,6 +8,9 @@ exec >"/root/seen/${1-${0##*/}}"
 
 property() { systemctl show --property "$1" --value besom.service; }
 
+# count DIRECTORY: how many files there are in it.
+count() { find "$1" -type f | wc -l; }
+
 # say KEY COMMAND...: a line with the key and what the command prints.
 say() { printf '%s=%s\n' "$1" "$("${@:2}" | tr '\n' ' ' | sed 's/ $//')"; }
 
