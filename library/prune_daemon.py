@@ -169,6 +169,8 @@ COMMANDS = {
     "triggered": [["trigger"]],
     "idle": [["wait"]],
 }
+# What a host that drains refuses.
+NEW_WORK = ("started", "restarted", "triggered")
 # What a daemon has to run for.
 NEEDS_ONE = ("reloaded", "triggered", "idle")
 
@@ -231,7 +233,7 @@ class Daemon:
         answer = self.tell(["status"])
         if "state" not in answer:
             raise BesomError(answer["error"])
-        return {key: answer[key] for key in FACTS if key in answer}
+        return {key: answer[key] for key in (*FACTS, "refusing") if key in answer}
 
 
 def main() -> None:
@@ -258,6 +260,8 @@ def main() -> None:
 def predict(state: str, before: dict[str, Any]) -> dict[str, Any]:
     """What would be answered if a daemon that is as before were asked for state."""
     runs = before["pid"] is not None
+    if before["refusing"] and state in NEW_WORK and not (state == "started" and runs):
+        return {**before, "changed": False, "error": "This host drains; besom drain --resume, or a boot, ends that."}
     if state in NEEDS_ONE and not runs:
         return {**before, "changed": False, "error": "No daemon runs; start it first."}
     changed = {"started": not runs, "stopped": runs, "drained": runs, "idle": False}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
 
+from besom.drain_flag import is_draining, refuse_new_work
 from besom.errors import BesomError
 from besom.shutdown import Shutdown
 from besom.units import format_duration, format_size, parse_duration, printable
@@ -64,6 +65,7 @@ class Control:
             "operation": f"daemon {self.options.action}",
             "changed": self.changed,
             **status.to_dict(),
+            "refusing": is_draining(),
             "waited_s": round(time.monotonic() - self.started, 3),
         }
 
@@ -115,6 +117,7 @@ def start(control: Control) -> int:
 
 
 def _start(control: Control) -> Status:
+    refuse_new_work("starting the daemon")
     timeout = control.timeout(START_TIMEOUT) or START_TIMEOUT
     control.state.prepare()
     if is_service(control.config):
@@ -227,6 +230,7 @@ def trigger(control: Control) -> int:
     now = control.state.observe()
     if not now.alive and not control.options.start:
         return control.finish(now, f"{control.nobody()}; start it, or add --start.", 1)
+    refuse_new_work("a run of the daemon")
     if not now.alive:
         control.state.prepare()
     control.state.ask()

@@ -93,7 +93,7 @@ def test_the_argument_spec_is_what_is_documented(module: str, spec: dict[str, An
 
 def test_the_modules_know_the_keys_of_the_engine(constants: Any) -> None:
     assert set(constants.POLICY) == set(policy.POLICY_KEYS)
-    assert set(constants.STORE) == {"name", "path", "layout", *policy.POLICY_KEYS}
+    assert set(constants.STORE) == {"name", "path", "layout", *policy.POLICY_KEYS, *policy.HOOK_KEYS}
     values = dict.fromkeys(constants.STORE) | {"path": "/x", "layout": "files", "max_age": "1d"}
     assert policy.read_store(values).path == "/x"
     values = dict.fromkeys(constants.TEMPS) | {"path": "/x"}

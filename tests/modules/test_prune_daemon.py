@@ -129,7 +129,7 @@ def test_a_signal_ends_the_wait_and_leaves_no_orphan(command: Path, signum: sign
         module.send_signal(signum)
         result = json.loads(module.communicate(timeout=60)[0])
         assert result["failed"] is True
-        assert result["msg"].startswith(f"Interrupted by {signum.name} while waiting for the prune daemon")
+        assert result["msg"].startswith(f"Interrupted. {signum.name} came while waiting for the prune daemon")
         assert waiter.has_ended()
 
 
