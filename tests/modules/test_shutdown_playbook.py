@@ -46,8 +46,6 @@ def said(hosts: dict[str, Host], tmp_path_factory: pytest.TempPathFactory) -> st
         besom = shlex.join([str(COMMAND), "--config", str(host.config)])
         command = control / name
         command.write_text(f'#!/bin/sh\nexec {besom} "$@"\n')
-            f'#!/bin/sh\nexec {shlex.join([str(COMMAND), "--config", str(host.config)])} "$@"\n'
-        )
         command.chmod(0o755)
         inventory[name] = {
             "ansible_connection": "local",
