@@ -147,7 +147,6 @@ waited_s:
 import json
 import select
 import signal
-import subprocess
 import threading
 from typing import Any
 
@@ -178,14 +177,15 @@ NEEDS_ONE = ("reloaded", "triggered", "idle")
 class Connection(Shutdown):
     """The shutdown flag, set by the end of the connection as well; sets an end to the process that is waited for."""
 
-    process: subprocess.Popen[bytes] | None = None
+    process: Any = None
 
     def request(self, signum: int = signal.SIGTERM, _frame: Any = None) -> None:
         super().request(signum)
         if self.process:
             self.process.terminate()
 
-    def waits_for(self, process: subprocess.Popen[bytes]) -> None:
+    def waits_for(self, process: Any) -> None:
+        """Called by run_command with what it has started."""
         self.process = process
         if self.requested:
             process.terminate()

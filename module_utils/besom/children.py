@@ -86,7 +86,7 @@ def run(
         raise CommandMissing(f"{command[0]} is not installed here, or not on PATH.") from None
     except OSError as error:
         raise BesomError(f"{command[0]} cannot be started: {error.strerror}.") from error
-    with cast("IO[bytes]", process.stdout) as stream:
+    with cast(IO[bytes], process.stdout) as stream:
         ended = _attend(process.pid, stream.fileno(), began, timeout, shutdown, grace, limit)
     # It was reaped here, or is in _left_behind: nothing is left to do for Popen.
     process.returncode = ended.status if ended.status is not None else -signal.SIGKILL

@@ -11,15 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, TextIO
 
 import pytest
 
+from .daemons import Host, is_gone
 from .play import TOP
-
-COMMAND = Path(sys.executable).with_name("besom")
 
 # Each state, whether asking for it changes anything, and whether asking again does; in the order of the play.
 QUARTETS = {
@@ -171,85 +170,54 @@ def test_a_malformed_timeout_is_refused_before_anything_is_run(command: Path) ->
     assert not command.with_name("besom.ran").exists()
 
 
-@dataclass
-class Host:
-    """A configuration with a state directory and a store of its own."""
+class Chain:
+    """What is asked of one host's daemon, call by call."""
 
-    here: Path
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        (self.here / "store").mkdir(parents=True)
-        self.config.write_text(
-            f"""
-stores: [{{name: store, path: {self.here}/store, layout: files, max_entries: 1}}]
-daemon: {{interval: 1h, drain_timeout: 1h, state_dir: {self.here}/state}}
-log: {{file: {self.here}/log}}
-lock_timeout: 1h
-"""
-        )
-
-    @property
-    def config(self) -> Path:
-        return self.here / "besom.yml"
+    def __init__(self, here: Path) -> None:
+        self.host = Host(here)
+        self.asked: Answers = {}
 
     def ask(self, name: str, state: str, check: bool = False, diff: bool = False, **more: Any) -> None:
-        options = {"state": state, "config": str(self.config), "command": str(COMMAND), **more}
+        options = {**self.host.options, "state": state, **more}
         self.asked[name] = {**options, "_ansible_check_mode": check, "_ansible_diff": diff}
-
-    def end(self) -> None:
-        subprocess.run(
-            [COMMAND, "daemon", "stop", "--force", "--timeout", "0", "--config", self.config],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, hold: Callable[[Path], int]) -> Iterator[Answers]:
     """Everything that is asked of real daemons, by name; of several hosts at once."""
     base = tmp_path_factory.mktemp("daemons")
-    hosts = [Host(base / name) for name in ("runs", "stops", "stuck")]
-    runs, stops, stuck = hosts
+    chains = [Chain(base / name) for name in ("runs", "stops", "stuck")]
+    runs, stops, stuck = chains
     for state in NEED_ONE:
         stops.ask(f"none/{state}-check", state, check=True)
         stops.ask(f"none/{state}", state)
     for state in QUARTETS:
-        host = runs
+        chain = runs
         if state in ("drained", "stopped"):
-            host = stops
-            host.ask(f"{state}/start", "started")
+            chain = stops
+            chain.ask(f"{state}/start", "started")
         for step, check in STEPS.items():
-            host.ask(f"{state}/{step}", state, check=check, diff=step in ("check", "run"))
+            chain.ask(f"{state}/{step}", state, check=check, diff=step in ("check", "run"))
     # A run that waits for a lock for an hour is work that does not end.
-    hold(stuck.here / "store")
+    hold(stuck.host.store)
     stuck.ask("stuck/start", "started")
     stuck.ask("stuck/idle", "idle", timeout="0.2")
     stuck.ask("stuck/drained", "drained", timeout="0.2")
     stuck.ask("stuck/forced", "drained", timeout="0.2", force=True)
     with ExitStack() as stack:
-        for host in hosts:
-            stack.callback(host.end)
-        modules = [stack.enter_context(alone(*host.asked.values())) for host in hosts]
+        for chain in chains:
+            stack.callback(chain.host.end)
+        modules = [stack.enter_context(alone(*chain.asked.values())) for chain in chains]
         found: Answers = {}
-        for host, module in zip(hosts, modules):
-            found.update(zip(host.asked, told(module)))
-        requests = runs.here / "state/trigger"
+        for chain, module in zip(chains, modules):
+            found.update(zip(chain.asked, told(module)))
+        requests = runs.host.state / "trigger"
         found["requests"] = {"count": int(requests.read_text()), "last": requests.stat().st_mtime}
         yield found
 
 
 def has_failed(result: Answer) -> bool:
     return bool(result.get("failed", False))
-
-
-def is_gone(pid: int) -> bool:
-    """Whether the process has ended, even where nobody has asked yet how."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_every_step_succeeds_and_changes_what_it_should(results: Answers) -> None:
