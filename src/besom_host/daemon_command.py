@@ -105,6 +105,7 @@ class Control:
 def run(control: Control) -> int:
     from .daemon import run_daemon
 
+    refuse_new_work("the daemon")
     return run_daemon(control.config, os.environ, control.shutdown)
 
 
