@@ -252,8 +252,10 @@ def main() -> None:
         if module.params["timeout"] is not None:
             parse_duration(module.params["timeout"], "timeout", zero=True)
         daemon = Daemon(module)
-        before = daemon.look() if module.check_mode or module._diff else {}
-        if module.check_mode:
+        restarts = module.params["state"] == "restarted"
+        before = daemon.look() if module.check_mode or module._diff or restarts else {}
+        # What could not be started again is not stopped.
+        if module.check_mode or (restarts and before["refusing"]):
             finish(module, before, predict(module.params["state"], before))
         finish(module, before, perform(module.params, daemon))
 
@@ -262,7 +264,11 @@ def predict(state: str, before: dict[str, Any]) -> dict[str, Any]:
     """What would be answered if a daemon that is as before were asked for state."""
     runs = before["pid"] is not None
     if before["refusing"] and state in NEW_WORK and not (state == "started" and runs):
-        return {**before, "changed": False, "error": "This host drains; besom drain --resume, or a boot, ends that."}
+        return {
+            **before,
+            "changed": False,
+            "error": "This host drains; besom drain --resume, or a boot, ends that.",
+        }
     if state in NEEDS_ONE and not runs:
         return {**before, "changed": False, "error": "No daemon runs; start it first."}
     changed = {"started": not runs, "stopped": runs, "drained": runs, "idle": False}
