@@ -33,7 +33,8 @@ options:
       - V(restarted) is V(stopped), then V(started).
       - V(reloaded) makes it read its configuration anew. A broken one fails the task, and the old one stays in force.
       - V(triggered) asks for a run now and does not wait for it. Several that are asked for during one run become one.
-      - V(idle) asks for nothing; it waits until the run that was asked for last, or else the first run, is over.
+      - V(idle) asks for nothing; it waits until the run that was asked for last, or else the first run, is over, and no
+        other is in flight.
       - All but V(started), V(stopped), V(drained) and V(restarted) need a daemon that runs.
     type: str
     choices: [started, stopped, drained, restarted, reloaded, triggered, idle]
@@ -166,7 +167,7 @@ COMMANDS = {
     "restarted": [["stop", "--force"], ["start"]],
     "reloaded": [["reload"]],
     "triggered": [["trigger"]],
-    "idle": [["wait"]],
+    "idle": [["wait", "--idle"]],
 }
 # What a host that drains refuses.
 NEW_WORK = ("started", "restarted", "triggered")
@@ -251,8 +252,10 @@ def main() -> None:
         if module.params["timeout"] is not None:
             parse_duration(module.params["timeout"], "timeout", zero=True)
         daemon = Daemon(module)
-        before = daemon.look() if module.check_mode or module._diff else {}
-        if module.check_mode:
+        restarts = module.params["state"] == "restarted"
+        before = daemon.look() if module.check_mode or module._diff or restarts else {}
+        # What could not be started again is not stopped.
+        if module.check_mode or (restarts and before["refusing"]):
             finish(module, before, predict(module.params["state"], before))
         finish(module, before, perform(module.params, daemon))
 

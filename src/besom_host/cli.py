@@ -189,7 +189,10 @@ def build_parser() -> Parser:
     action("status", "Tell how the daemon is; exit status 1 when none runs.")
     two = action("trigger", "Ask for a run now, and return at once.")
     two.add_argument("--start", action="store_true", help="start the daemon where none runs")
-    action("wait", "Wait until the run that was asked for last (or else the first) is over.", "no limit")
+    two = action(
+        "wait", "Wait until the run that was asked for last (or else the first) is over.", "no limit"
+    )
+    two.add_argument("--idle", action="store_true", help="and until no other run is in flight either")
     action("reload", "Have the configuration read again, and tell whether it is in force.", "30s")
 
     one = command("config", "check the configuration", "Look at the configuration.")

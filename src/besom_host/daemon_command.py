@@ -19,7 +19,7 @@ from besom.units import format_duration, format_size, parse_duration, printable
 
 from .config import find, read
 from .service import is_service, systemctl
-from .state import STARTING, StateDir, Status
+from .state import IDLE, STARTING, StateDir, Status
 from .waiting import Deadline, wait_for
 
 START_TIMEOUT = 30.0
@@ -250,7 +250,10 @@ def wait(control: Control) -> int:
     deadline = Deadline(control.timeout(None))
 
     def over(now: Status) -> bool:
-        return not now.alive or (now.runs > 0 and now.answered >= wanted and now.state != STARTING)
+        if not now.alive:
+            return True
+        answered = now.runs > 0 and now.answered >= wanted and now.state != STARTING
+        return answered and (now.state == IDLE or not control.options.idle)
 
     now = _until(control, deadline, "waiting for the daemon's run", over)
     if not now.alive:

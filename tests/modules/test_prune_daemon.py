@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +61,11 @@ Answer = dict[str, Any]
 Answers = dict[str, Answer]
 
 
-def alone(*calls: dict[str, Any]) -> subprocess.Popen[str]:
-    """The module as a process; stdout is its connection."""
+def alone(*calls: dict[str, Any], within: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """The module as a process; stdout is its connection. within: a command that runs its arguments."""
     words = [json.dumps({"ANSIBLE_MODULE_ARGS": args}) for args in calls]
     return subprocess.Popen(
-        [sys.executable, "-c", ALONE, *words],
+        [*within, sys.executable, "-c", ALONE, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -75,7 +75,7 @@ def alone(*calls: dict[str, Any]) -> subprocess.Popen[str]:
 
 def told(module: subprocess.Popen[str]) -> list[Answer]:
     """Its answers, in order."""
-    out, err = module.communicate(timeout=300)
+    out, err = module.communicate(timeout=600)
     assert not err
     return [json.loads(line) for line in out.splitlines() if line]
 
@@ -295,3 +295,26 @@ def test_force_ends_a_drain_that_does_not_end(results: Answers) -> None:
     assert (has_failed(result), result["changed"], result["state"]) == (False, True, "stopped")
     assert result["last_run"]["outcome"] == "interrupted"
     assert is_gone(results["stuck/start"]["pid"])
+
+
+@pytest.mark.root
+def test_on_a_host_that_drains_a_restart_stops_nothing(tmp_path: Path) -> None:
+    """In a mount namespace with a /run of its own, so that nobody else's host seems to drain."""
+    if os.geteuid():
+        pytest.skip("needs root (a mount namespace)")
+    own_run = 'mount -t tmpfs tmpfs /run && touch /run/besom-drain && exec "$@"'
+    drains = ["unshare", "--mount", "sh", "-c", own_run, "-"]
+    tried = subprocess.run([*drains, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace here: {tried.stderr.strip()}")
+    host = Host(tmp_path)
+    host.besom("daemon", "start")
+    try:
+        with alone({**host.options, "state": "restarted"}, within=drains) as module:
+            (result,) = told(module)
+        assert has_failed(result)
+        assert result["changed"] is False
+        assert "This host drains" in result["msg"]
+        assert host.besom("daemon", "status").returncode == 0
+    finally:
+        host.end()
