@@ -261,7 +261,11 @@ def predict(state: str, before: dict[str, Any]) -> dict[str, Any]:
     """What would be answered if a daemon that is as before were asked for state."""
     runs = before["pid"] is not None
     if before["refusing"] and state in NEW_WORK and not (state == "started" and runs):
-        return {**before, "changed": False, "error": "This host drains; besom drain --resume, or a boot, ends that."}
+        return {
+            **before,
+            "changed": False,
+            "error": "This host drains; besom drain --resume, or a boot, ends that.",
+        }
     if state in NEEDS_ONE and not runs:
         return {**before, "changed": False, "error": "No daemon runs; start it first."}
     changed = {"started": not runs, "stopped": runs, "drained": runs, "idle": False}
