@@ -114,3 +114,38 @@ def test_a_python_that_is_too_old_is_told_so(zipapp: Path) -> None:
     old = run(find_python("3.8"), zipapp, "--version")
     assert old.returncode == 1
     assert old.stderr == "besom: this is Python 3.8, and besom needs 3.9 or newer.\n"
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.13"])
+def test_a_daemon_goes_on_while_its_file_is_replaced(version: str, zipapp: Path, tmp_path: Path) -> None:
+    """Between the copying of a new version and the restart, the old one still works, reloads and drains."""
+    python, mine, store = find_python(version), tmp_path / "besom.pyz", tmp_path / "store"
+    shutil.copy(zipapp, mine)
+    store.mkdir()
+    config = tmp_path / "besom.yml"
+    config.write_text(
+        f"stores: [{{name: it, path: {store}, layout: files, max_entries: 2}}]\n"
+        f"daemon: {{state_dir: {tmp_path}/state}}\n"
+        f"log: {{file: {tmp_path}/log}}\n"
+    )
+
+    def daemon(program: Path, *action: str) -> dict[str, Any]:
+        done = run(python, "-IS", program, "--config", config, "--json", "daemon", *action)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    first = daemon(mine, "start")
+    try:
+        daemon(zipapp, "wait", "--timeout", "60s")
+        new = tmp_path / "new"
+        new.write_bytes(b"another version")
+        new.replace(mine)
+        for number in range(5):
+            (store / str(number)).write_text("x")
+        daemon(zipapp, "trigger")
+        assert daemon(zipapp, "wait", "--timeout", "60s")["last_run"]["removed_entries"] == 3
+        assert daemon(zipapp, "reload")["pid"] == first["pid"]
+    finally:
+        assert daemon(zipapp, "stop")["state"] == "stopped"
+    assert "error" not in (tmp_path / "log").read_text()

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by every scene: what it prints is kept for the tests.
 set -euo pipefail
-export LC_ALL=C
+export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 mkdir -p /root/seen
 exec >"/root/seen/${1-${0##*/}}"

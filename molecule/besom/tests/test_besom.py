@@ -9,6 +9,12 @@ FIVE = "1 2 3 4 5"
 TYPES = {"bullseye": "notify", "bookworm": "notify", "trixie": "notify-reload"}
 
 
+def only(name, host):
+    """What no difference between hosts can change is seen on one of them, since every task costs time."""
+    if host.backend.get_hostname() != name:
+        pytest.skip(f"seen on {name}")
+
+
 @pytest.fixture(scope="module")
 def seen(host):
     """{scene: what it printed}, by one command, since each costs seconds."""
@@ -36,7 +42,8 @@ def status(facts):
     return lambda scene, key="status": json.loads(facts(scene)[key])
 
 
-def test_check_mode_installs_nothing(seen):
+def test_check_mode_installs_nothing(host, seen):
+    only("trixie", host)
     assert seen["checked"] == ""
 
 
@@ -52,8 +59,8 @@ def test_systemd_waits_for_the_drain_and_a_margin(facts):
 
 
 def test_of_roots_powers_it_has_those_that_remove_files_of_others(facts):
-    # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH and CAP_FOWNER are bits 1, 2 and 3.
-    assert (facts("running")["capabilities"], facts("running")["privileges"]) == ("e", "1")
+    # CAP_DAC_OVERRIDE and CAP_FOWNER are bits 1 and 3.
+    assert (facts("running")["capabilities"], facts("running")["privileges"]) == ("a", "1")
 
 
 def test_it_can_write_to_its_directories_and_nothing_else(facts):
@@ -110,16 +117,18 @@ def test_another_interval_is_reloaded(facts, status):
     before, after = facts("before"), facts("interval")
     assert after["InvocationID"] == before["InvocationID"]
     assert status("interval")["pid"] == status("before")["pid"]
-    assert "interval: 2h" in after["config"]
-    assert status("interval")["next_run"] > status("before")["next_run"] + 3000
+    assert status("interval")["next_run"] < status("before")["next_run"] - 1800
 
 
-def test_a_broken_configuration_never_gets_there(facts):
-    # The next configuration was a valid one, and found the unit as it was.
-    assert "now and then" not in facts("temps")["config"]
+def test_a_broken_configuration_changes_nothing(host, facts, status):
+    only("bullseye", host)
+    assert facts("nonsense")["InvocationID"] == facts("interval")["InvocationID"]
+    assert facts("nonsense")["config"] == facts("interval")["config"]
+    assert status("nonsense")["warnings"] == []
 
 
-def test_another_directory_restarts_it_and_can_be_written_then(facts):
+def test_another_directory_restarts_it_and_can_be_written_then(host, facts):
+    only("bullseye", host)
     assert facts("temps")["InvocationID"] != facts("interval")["InvocationID"]
     assert facts("temps")["NRestarts"] == "0"
     assert facts("temps")["later"] == FIVE
