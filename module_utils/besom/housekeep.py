@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Callable
 
 from .answer import NoAnswer
-from .errors import BesomError, Interrupted, MissingPath
+from .errors import BesomError, Interrupted, LockHeld, MissingPath, NoSpace
 from .policy import Store, Temps
 from .preflight import Verdict
 from .prune import Request, prune
@@ -56,15 +56,18 @@ class Outcome:
 
     @property
     def status(self) -> int:
-        """The exit status: an interruption before all else, then that of the first error; 0 for success."""
-        for error in self.errors:
-            if isinstance(error, Interrupted):
-                return error.status
-        if self.errors:
-            return self.errors[0].status
+        """The exit status: an interruption before all else, then that of the first error; 0 for success.
+
+        A held lock comes last: where that is the status, nothing else went wrong.
+        """
+        statuses = [error.status for error in self.errors]
         if any(report.failures.total for report in self.reports):
-            return 1
-        return 3 if self.verdict and not self.verdict.sufficient else 0
+            statuses.append(1)
+        if self.verdict and not self.verdict.sufficient:
+            statuses.append(NoSpace.status)
+        interruptions = [error.status for error in self.errors if isinstance(error, Interrupted)]
+        failures = [status for status in statuses if status != LockHeld.status]
+        return next(iter(interruptions + failures + statuses), 0)
 
     def to_dict(self, operation: str) -> dict[str, Any]:
         """The sums of all reports, with `reports`, one each, beside them."""

@@ -117,6 +117,7 @@ def _warn(report: Report, found: Inventory, short: Goals, policy: Policy) -> Non
     if short.free > 0:
         missed.append(f"{format_size(short.free)} short of min_free")
     if missed:
+        report.missed = True
         why = [f"{found.young} younger than min_age"] if found.young else []
         why += [f"{report.kept.total} in use or not besom's to remove"] if report.kept.total else []
         why += [f"{report.anomalies.total} anomalies"] if report.anomalies.total else []

@@ -55,7 +55,8 @@ class Report:
     """What an operation did, or (dry_run) would do.
 
     planned and removed count entries and the bytes that the file system gets back; bytes_before and
-    bytes_after are the usage, each inode once. failures lists what should have gone and could not.
+    bytes_after are the usage, each inode once. failures lists what should have gone and could not;
+    missed: a limit stays missed, since nothing else can go (a warning says which).
     """
 
     operation: str
@@ -73,6 +74,7 @@ class Report:
     duration_s: float = 0.0
     interrupted: bool = False
     warnings: list[str] = field(default_factory=list)
+    missed: bool = False
 
     @property
     def changed(self) -> bool:

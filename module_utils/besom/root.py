@@ -7,6 +7,7 @@ import errno
 import glob
 import os
 import pwd
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .errors import MissingPath, UsageError
@@ -83,15 +84,19 @@ class Root:
         self.close()
 
 
-def refuse_overlap(roots: list[Root]) -> None:
-    """Raise UsageError when one store is, or lies inside, another: two policies would fight over it."""
+def overlapping(roots: Sequence[Root]) -> Iterator[tuple[Root, Root, str]]:
+    """Each two stores of which one is, or lies inside, the other, and a sentence that says so."""
     for i, one in enumerate(roots):
         for other in roots[i + 1 :]:
             if one.ident == other.ident or _inside(one.real, other.real) or _inside(other.real, one.real):
-                raise UsageError(
-                    f"Stores {printable(one.path)} and {printable(other.path)} overlap; "
-                    "give each a directory of its own."
-                )
+                names = f"{printable(one.path)} and {printable(other.path)}"
+                yield one, other, f"Stores {names} overlap; give each a directory of its own."
+
+
+def refuse_overlap(roots: Sequence[Root]) -> None:
+    """Raise UsageError when two stores overlap: two policies would fight over what both hold."""
+    for _one, _other, sentence in overlapping(roots):
+        raise UsageError(sentence)
 
 
 def _inside(path: str, parent: str) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from besom import __version__
@@ -19,6 +20,10 @@ STATUSES = (
     "or a path that is missing or refused; 3 not enough space; 75 lock held past its timeout; "
     "130 / 143 interrupted."
 )
+
+
+# Where a command is that has a file of its own.
+_ROOMS = {name: f"{name}_command" for name in ("daemon", "housekeep", "config", "unmount")}
 
 
 class Parser(argparse.ArgumentParser):
@@ -143,6 +148,48 @@ def build_parser() -> Parser:
 
     one = command("info", "usage by store", "Show usage, limits, ages and lock holders. Changes nothing.")
     one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
+
+    one = command(
+        "housekeep",
+        "sweep and prune everything that is configured, once",
+        "Sweep every temp area and bring every store under its policy; what the daemon does, for cron. "
+        "Exits with 75 when the daemon, or another such run, keeps house already.",
+    )
+    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+
+    one = command("daemon", "the prune daemon", "Run, start, stop, see, poke and wait for the prune daemon.")
+    actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+
+    def action(name: str, help_: str, timeout: str = "") -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=help_, description=help_, epilog=STATUSES, parents=[after])
+        if timeout:
+            made.add_argument(
+                "--timeout", metavar="DUR", help=f"how long to wait at most (default: {timeout})"
+            )
+        return made
+
+    action("run", "Be the daemon, in the foreground: SIGUSR1 runs, SIGHUP reloads, SIGTERM drains.")
+    action("start", "Start the daemon, and return once it is ready.", "30s")
+    two = action("stop", "Drain the daemon, and return once it is gone.", "drain_timeout and 10s")
+    two.add_argument(
+        "--force", action="store_true", help="end its work between two entries when the time is up"
+    )
+    action("status", "Tell how the daemon is; exit status 1 when none runs.")
+    two = action("trigger", "Ask for a run now, and return at once.")
+    two.add_argument("--start", action="store_true", help="start the daemon where none runs")
+    action("wait", "Wait until the run that was asked for last (or else the first) is over.", "no limit")
+    action("reload", "Have the configuration read again, and tell whether it is in force.", "30s")
+
+    one = command("config", "check the configuration", "Look at the configuration.")
+    actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+    two = actions.add_parser(
+        "check",
+        help="is the file valid?",
+        description="Name every problem with its line; exit status 2 when there is one.",
+        epilog=STATUSES,
+        parents=[after],
+    )
+    two.add_argument("file", metavar="FILE", nargs="?", help="instead of the configuration in force")
     return parser
 
 
@@ -153,11 +200,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.command:
         build_parser().print_help()
         return 2
-    # yaml and the engine's rooms are not needed for --help.
-    from .commands import COMMANDS
-
     try:
-        status = COMMANDS[options.command](options, shutdown)
+        # Imported late: yaml, locks and the engine's rooms are not needed for --help.
+        room = import_module(f".{_ROOMS.get(options.command, 'commands')}", __package__)
+        status: int = getattr(room, f"{options.command}_command")(options, shutdown)
         sys.stdout.flush()
     except BesomError as error:
         return _failed(options, str(error), error.status)

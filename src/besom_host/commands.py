@@ -35,7 +35,6 @@ from besom.units import (
 from .config import Config, load
 from .output import absolute, limits_text, noted_text, removal_text, say, table, when
 from .progress import Bar
-from .unmount_command import unmount_command
 
 # Where the work is, and the work itself, which takes run=.
 Work = tuple[str, Callable[..., Report]]
@@ -99,9 +98,7 @@ def sweep_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
     check_roots([], temps, skip_missing=False)
     work: list[Work] = [(area.path, partial(sweep, area)) for area in temps]
-    return _finish(
-        options, _perform(options, config, shutdown, work, options.dry_run, skip_missing=False), {}
-    )
+    return finish(options, _perform(options, config, shutdown, work, options.dry_run, skip_missing=False), {})
 
 
 def prune_command(options: Namespace, shutdown: Shutdown) -> int:
@@ -120,7 +117,7 @@ def prune_command(options: Namespace, shutdown: Shutdown) -> int:
     check_roots([store], [], skip_missing=configured)
     work: list[Work] = [(store.path, partial(prune, Request(store)))]
     outcome = _perform(options, config, shutdown, work, options.dry_run, skip_missing=configured)
-    return _finish(options, outcome, {store.path: store.noun})
+    return finish(options, outcome, {store.path: store.noun})
 
 
 def _named(config: Config, name: str) -> Any:
@@ -167,7 +164,7 @@ def clean_command(options: Namespace, shutdown: Shutdown) -> int:
         if text and not _confirmed(text):
             say("Nothing was removed.")
             return 0
-    return _finish(options, _perform(options, config, shutdown, work, options.dry_run), nouns)
+    return finish(options, _perform(options, config, shutdown, work, options.dry_run), nouns)
 
 
 def _confirmed(text: str) -> bool:
@@ -243,7 +240,7 @@ def _perform(
         return perform([(path, partial(do, run=run)) for path, do in work], run, skip_missing)
 
 
-def _finish(options: Namespace, outcome: Outcome, nouns: Mapping[str, str]) -> int:
+def finish(options: Namespace, outcome: Outcome, nouns: Mapping[str, str]) -> int:
     """Print what came of it, as text or JSON; returns the exit status."""
     total = outcome.to_dict(options.command)
     if options.command == "prune" and outcome.reports:
@@ -277,13 +274,3 @@ def _print_text(
         print(noted_text("Kept", total["kept"], total["kept_total"]))
     if total["anomalies_total"]:
         print(noted_text("To look at", total["anomalies"], total["anomalies_total"]))
-
-
-COMMANDS: dict[str, Callable[[Namespace, Shutdown], int]] = {
-    "preflight": preflight_command,
-    "sweep": sweep_command,
-    "prune": prune_command,
-    "clean": clean_command,
-    "info": info_command,
-    "unmount": unmount_command,
-}

@@ -1,11 +1,19 @@
-"""The configuration of a host: a YAML file, then BESOM_* environment, then flags."""
+"""The configuration of a host: a YAML file, then BESOM_* environment, then flags.
+
+Reading never fails: what is malformed becomes a problem with its line, and its place is taken by the
+safe default, which deletes less. Commands of a person refuse a configuration with problems; the
+daemon warns of them and goes on.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Callable
 
 import yaml
 
@@ -15,90 +23,305 @@ from besom.run import Run
 from besom.units import parse_count, parse_duration, parse_size, printable
 
 KEYS = ("stores", "temps", "mounts", "daemon", "log", "metrics", "lock_timeout")
+HOST_FILE = "/etc/besom/besom.yml"
+LOG_FORMATS = ("text", "json", "clef")
+# Some thousand aliases can stand for more nodes than any memory holds.
+_MOST_NODES = 100_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is malformed, in a sentence; line: from 1, 0 where there is none; in_file: it is no variable."""
+
+    line: int
+    message: str
+    in_file: bool = True
 
 
 @dataclass
 class Config:
-    """What the file at path configures: stores by name, temp areas in order, lock_timeout in seconds."""
+    """What the file at path and the environment configure.
+
+    stores by name; raw_stores as they were written; durations in seconds; log_file and textfile are
+    empty where nothing is to be written; problems: what was malformed.
+    """
 
     path: str = ""
     stores: dict[str, Store] = field(default_factory=dict)
     raw_stores: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     temps: list[Temps] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)
     lock_timeout: float = Run.lock_timeout
+    interval: float = 3600.0
+    drain_timeout: float = 30.0
+    state_dir: str = ""
+    log_format: str = "text"
+    log_file: str = ""
+    textfile: str = ""
+    problems: list[Problem] = field(default_factory=list)
+
+    def sentence(self, problem: Problem) -> str:
+        """The problem with its place."""
+        if not problem.in_file:
+            return problem.message
+        where = f", line {problem.line}:" if problem.line else ""
+        return f"{printable(self.path)}{where} {problem.message}"
+
+    @property
+    def sentences(self) -> list[str]:
+        return [self.sentence(problem) for problem in self.problems]
 
 
-def find(flag: str | None, env: Mapping[str, str]) -> str | None:
-    """The file to read: the flag's, BESOM_CONFIG's, the user's own or the host's; None: there is none."""
+def find(flag: str | None, env: Mapping[str, str]) -> str:
+    """The file to read: the flag's, BESOM_CONFIG's, the user's own or the host's; empty: there is none."""
     named = flag if flag is not None else env.get("BESOM_CONFIG")
     if named is not None:
         if not named:
             raise UsageError("The path of the configuration is empty; name a file or leave it out.")
-        return named
-    places = ["/etc/besom/besom.yml"]
+        return os.path.abspath(named)
+    places = [HOST_FILE]
     if os.geteuid() != 0:
         home = env.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
         places.insert(0, os.path.join(home, "besom", "besom.yml"))
-    return next((place for place in places if os.path.exists(place)), None)
+    return next((place for place in places if os.path.exists(place)), "")
 
 
 def load(flag: str | None, env: Mapping[str, str]) -> Config:
-    """Read the configuration. Raises UsageError, a sentence that names the file (or variable) and the key."""
-    path = find(flag, env)
-    values = _read(path) if path else {}
-    where = f"{printable(path)}: " if path else ""
-    unknown = [key for key in values if key not in KEYS]
-    if unknown:
-        raise UsageError(f"{where}unknown key {printable(str(unknown[0]))}; the keys are {', '.join(KEYS)}.")
-    config = Config(path=path or "")
-    for entry in _list(values, "stores", where):
-        _add_store(config, entry, f"{where}stores: ", env)
-    for entry in _list(values, "temps", where):
-        config.temps.append(read_temps(entry, f"{where}temps: "))
-    if values.get("lock_timeout") is not None:
-        config.lock_timeout = parse_duration(values["lock_timeout"], f"{where}lock_timeout", zero=True)
-    if "BESOM_LOCK_TIMEOUT" in env:
-        config.lock_timeout = parse_duration(env["BESOM_LOCK_TIMEOUT"], "BESOM_LOCK_TIMEOUT", zero=True)
+    """The configuration of a command. Raises UsageError for the first problem, naming file, line and key."""
+    config = read(find(flag, env), env)
+    if config.problems:
+        raise UsageError(config.sentences[0])
     return config
 
 
-def _read(path: str) -> Mapping[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            values = yaml.safe_load(stream)
-    except OSError as error:
-        raise UsageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UsageError(f"{printable(path)} is not valid YAML{line}: {printable(str(problem))}.") from error
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{printable(path)} must be a mapping with the keys {', '.join(KEYS)}.")
-    return values
+def read(path: str, env: Mapping[str, str]) -> Config:
+    """The configuration in the file at path (empty: there is none) under the environment; never raises."""
+    reader = _Reader(Config(path), env)
+    if path:
+        reader.read_file()
+    reader.read_settings()
+    config = reader.config
+    config.state_dir = config.state_dir or _default_state_dir(env)
+    return config
 
 
-def _list(values: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    found = values.get(key)
-    if found is not None and not isinstance(found, list):
-        raise UsageError(f"{where}{key} must be a list.")
-    return found or []
+def _default_state_dir(env: Mapping[str, str]) -> str:
+    if os.geteuid() == 0:
+        return "/run/besom"
+    runtime = env.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/"):
+        return os.path.join(runtime, "besom")
+    return os.path.join(os.path.expanduser("~"), ".local", "state", "besom")
 
 
-def _add_store(config: Config, entry: Any, where: str, env: Mapping[str, str]) -> None:
-    if isinstance(entry, Mapping) and not any(entry.get(key) is not None for key in LIMITS):
-        # The environment gives a limit to stores that have none of their own.
-        if "BESOM_MAX_SIZE" in env:
-            entry = {**entry, "max_size": parse_size(env["BESOM_MAX_SIZE"], "BESOM_MAX_SIZE")}
-        elif "BESOM_MAX_SIZE_MB" in env:
-            megabytes = parse_count(env["BESOM_MAX_SIZE_MB"], "BESOM_MAX_SIZE_MB")
-            entry = {**entry, "max_size": parse_size(f"{megabytes}M", "BESOM_MAX_SIZE_MB")}
-    store = read_store(entry, where)
-    if not store.name:
-        raise UsageError(f"{where}{printable(store.path)} has no name; give it one.")
-    if store.name in config.stores:
-        raise UsageError(f"{where}two stores are named {printable(store.name)}.")
-    config.stores[store.name] = store
-    config.raw_stores[store.name] = entry
+def _minutes(value: Any, name: str) -> float:
+    text = str(value).strip()
+    return parse_duration(f"{text}m" if re.fullmatch(r"[0-9.]+", text) else value, name)
+
+
+def _megabytes(value: Any, name: str) -> int:
+    return parse_size(f"{parse_count(value, name)}M", name)
+
+
+def _timeout(value: Any, name: str) -> float:
+    return parse_duration(value, name, zero=True)
+
+
+def _interval(value: Any, name: str) -> float:
+    seconds = parse_duration(value, name)
+    if seconds < 1:
+        raise UsageError(f"{name}: '{printable(str(value))}' is shorter than a second; give 1s or more.")
+    return seconds
+
+
+def _path(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise UsageError(f"{name}: '{printable(str(value))}' is not an absolute path.")
+    return value
+
+
+def _format(value: Any, name: str) -> str:
+    if value not in LOG_FORMATS:
+        raise UsageError(f"{name}: '{printable(str(value))}' is not one of {', '.join(LOG_FORMATS)}.")
+    return str(value)
+
+
+# Field of Config: its keys in the file, how it is read, and its variables with how those are read.
+_Read = Callable[[Any, str], Any]
+_SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
+    "lock_timeout": (("lock_timeout",), _timeout, {"BESOM_LOCK_TIMEOUT": _timeout}),
+    "interval": (
+        ("daemon", "interval"),
+        _interval,
+        {"BESOM_INTERVAL": _interval, "BESOM_INTERVAL_MINUTES": _minutes},
+    ),
+    "drain_timeout": (("daemon", "drain_timeout"), _timeout, {"BESOM_DRAIN_TIMEOUT": _timeout}),
+    "state_dir": (("daemon", "state_dir"), _path, {"BESOM_STATE_DIR": _path}),
+    "log_format": (("log", "format"), _format, {"BESOM_LOG_FORMAT": _format}),
+    "log_file": (("log", "file"), _path, {"BESOM_LOG_FILE": _path}),
+    "textfile": (("metrics", "textfile"), _path, {"BESOM_METRICS_TEXTFILE": _path}),
+}
+_SECTIONS = {
+    section: tuple(keys[1] for keys, _, _ in _SETTINGS.values() if keys[0] == section)
+    for section in ("daemon", "log", "metrics")
+}
+_MAX_SIZE: dict[str, _Read] = {"BESOM_MAX_SIZE": parse_size, "BESOM_MAX_SIZE_MB": _megabytes}
+
+
+class _Reader:
+    """Reads one file under one environment into config."""
+
+    def __init__(self, config: Config, env: Mapping[str, str]) -> None:
+        self.config, self.env = config, env
+        self.values: Mapping[Any, Any] = {}
+        # The line of each value by its path of keys and indexes.
+        self.lines: dict[tuple[Any, ...], int] = {}
+
+    def problem(self, message: str, *place: Any) -> None:
+        """Note a problem at the value with this path of keys, or the nearest one around it."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        self.config.problems.append(Problem(self.lines.get(place, 1), message))
+
+    @contextmanager
+    def noting(self, *place: Any) -> Iterator[None]:
+        """Note what a reader refuses, at the key inside place that its message begins with."""
+        try:
+            yield
+        except UsageError as error:
+            message = str(error)
+            words = re.findall(r"[\w]+", message.partition("; ")[0])
+            inner = [keys[-1] for keys in self.lines if keys and keys[:-1] == place]
+            self.problem(message, *place, next((word for word in words if word in inner), None))
+
+    def read_file(self) -> None:
+        values = self._parse()
+        if values is None:
+            return
+        if not isinstance(values, Mapping):
+            self.problem(f"The file must be a mapping with the keys {', '.join(KEYS)}.")
+            return
+        self.values = values
+        for key in values:
+            if key not in KEYS:
+                name = printable(str(key))
+                self.problem(f"unknown key {name}; the keys are {', '.join(KEYS)}.", key)
+        for section, keys in _SECTIONS.items():
+            inner = values.get(section)
+            if inner is not None and not isinstance(inner, Mapping):
+                self.problem(f"{section} must be a mapping with the keys {', '.join(keys)}.", section)
+            for key in inner if isinstance(inner, Mapping) else ():
+                if key not in keys:
+                    name = printable(str(key))
+                    self.problem(
+                        f"{section}: unknown key {name}; the keys are {', '.join(keys)}.", section, key
+                    )
+        for index, entry in self._entries("stores"):
+            with self.noting("stores", index):
+                self._add_store(entry)
+        for index, entry in self._entries("temps"):
+            with self.noting("temps", index):
+                self.config.temps.append(read_temps(entry, "temps: "))
+        for index, entry in self._entries("mounts"):
+            with self.noting("mounts", index):
+                self.config.mounts.append(_path(entry, "mounts"))
+
+    def _parse(self) -> Any:
+        """The values of the file; None when it is empty or cannot be read, which is noted."""
+        try:
+            with open(self.config.path, encoding="utf-8") as stream:
+                loader = yaml.SafeLoader(stream)
+                try:
+                    node = loader.get_single_node()
+                    if node is None:
+                        return None
+                    self._find_lines(node, (), [0])
+                    return loader.construct_document(node)
+                finally:
+                    loader.dispose()
+        except OSError as error:
+            self.config.problems.append(Problem(0, f"cannot be read: {error.strerror}."))
+        except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+            mark = getattr(error, "problem_mark", None)
+            problem = getattr(error, "problem", None) or "it cannot be parsed"
+            line = mark.line + 1 if mark else 1
+            self.config.problems.append(Problem(line, f"not valid YAML: {printable(str(problem))}."))
+        return None
+
+    def _find_lines(self, node: yaml.Node, place: tuple[Any, ...], count: list[int]) -> None:
+        """Note the line of each value; a key that stands twice is a problem, since one would be lost."""
+        count[0] += 1
+        if count[0] > _MOST_NODES:
+            raise ValueError("too many nodes")
+        self.lines.setdefault(place, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self._find_lines(item, (*place, index), count)
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                name = key.value if isinstance(key.value, Hashable) else None
+                inner = (*place, name)
+                if inner in self.lines and key.tag != "tag:yaml.org,2002:merge":
+                    where = key.start_mark.line + 1
+                    self.config.problems.append(
+                        Problem(where, f"{printable(str(name))} stands twice; remove one of them.")
+                    )
+                self.lines[inner] = key.start_mark.line + 1
+                self._find_lines(value, inner, count)
+
+    def _entries(self, key: str) -> Iterator[tuple[int, Any]]:
+        found = self.values.get(key)
+        if isinstance(found, list):
+            yield from enumerate(found)
+        elif found is not None:
+            self.problem(f"{key} must be a list.", key)
+
+    def _add_store(self, entry: Any) -> None:
+        config = self.config
+        if isinstance(entry, Mapping) and not any(entry.get(key) is not None for key in LIMITS):
+            # The environment gives a limit to stores that have none of their own.
+            for name, reading in _MAX_SIZE.items():
+                if name in self.env:
+                    with self.noting_variable(name, "A store without a limit of its own is left alone."):
+                        entry = {**entry, "max_size": reading(self.env[name], name)}
+                    break
+        store = read_store(entry, "stores: ")
+        if not store.name:
+            raise UsageError(f"stores: path: {printable(store.path)} has no name; give it one.")
+        if store.name in config.stores:
+            # Which of the two was meant nobody can tell.
+            del config.stores[store.name], config.raw_stores[store.name]
+            raise UsageError(f"stores: name: two stores are named {printable(store.name)}; rename one.")
+        config.stores[store.name] = store
+        config.raw_stores[store.name] = entry
+
+    @contextmanager
+    def noting_variable(self, name: str, instead: str) -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            sentence = f"{error} {instead}"
+            if not any(problem.message == sentence for problem in self.config.problems):
+                self.config.problems.append(Problem(0, sentence, in_file=False))
+
+    def read_settings(self) -> None:
+        for name, (keys, reading, variables) in _SETTINGS.items():
+            values: Any = self.values
+            for key in keys[:-1]:
+                values = values.get(key)
+                values = values if isinstance(values, Mapping) else {}
+            if values.get(keys[-1]) is not None:
+                with self.noting(*keys[:-1]):
+                    setattr(self.config, name, reading(values[keys[-1]], ": ".join(keys)))
+            for variable, reading_variable in variables.items():
+                if variable in self.env:
+                    now = getattr(self.config, name)
+                    with self.noting_variable(variable, f"It is ignored; {_shown(now)} is in force."):
+                        setattr(self.config, name, reading_variable(self.env[variable], variable))
+                    break
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{math.floor(value) if value == math.floor(value) else value}s"
+    return printable(str(value)) or "the default"

@@ -9,11 +9,14 @@ import select
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+
+from .host import Host
 
 COMMAND = Path(sys.executable).with_name("besom")
 OLD = 10 * 86400  # how old what is to go is made, in seconds
@@ -132,3 +135,37 @@ def full_image(tmp_path: Path, mount: Mount) -> Callable[..., Path]:
         return mount(tmp_path / "disk", "-o", "loop", image)
 
     return full_image
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A host with one store and a daemon that the test may start."""
+    one = Host(tmp_path)
+    yield one
+    one.close()
+
+
+class Held:
+    """A directory that another program holds with flock until release()."""
+
+    def __init__(self, path: Path) -> None:
+        command = ["flock", path, "sh", "-c", "echo held; exec cat"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == b"held\n"
+
+    def release(self) -> None:
+        if self._process.poll() is None:
+            self._process.communicate(timeout=60)
+
+
+@pytest.fixture
+def hold(request: pytest.FixtureRequest) -> Callable[[Path], Held]:
+    """hold(path): locked by another program until .release(), or until the test is over."""
+
+    def hold(path: Path) -> Held:
+        held = Held(path)
+        request.addfinalizer(held.release)
+        return held
+
+    return hold

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from besom.errors import UsageError
-from besom.housekeep import housekeep
+from besom.housekeep import housekeep, perform, tasks_of
 from besom.policy import Policy, Store, Temps
 from besom.preflight import Need, preflight
 
@@ -109,6 +109,20 @@ def test_a_store_that_is_locked_fails_with_75_and_the_next_has_its_turn(
     assert (area.files(), temps.files()) == ({"old"}, set())
     assert outcome.status == 75
     assert f"pid {held.pid} " in outcome.messages[0]
+
+
+def test_a_failure_beside_a_held_lock_is_not_taken_for_contention(
+    area: Any, temps: Any, make_run: Callable[..., Any], hold: Callable[..., Any], tmp_path: Path
+) -> None:
+    area.file("old", days=9)
+    hold(area.path)
+    (tmp_path / "file").touch()
+    tasks = tasks_of(
+        [store_of(area, max_age="1d"), Store(str(tmp_path / "file"), "files", Policy())], [], make_run()
+    )
+    outcome = perform(tasks, make_run())
+    assert [error.status for error in outcome.errors] == [75, 2]
+    assert outcome.status == 2
 
 
 def test_a_signal_ends_it_between_two_tasks_with_its_own_status(

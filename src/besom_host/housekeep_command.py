@@ -1,0 +1,45 @@
+"""besom housekeep: what the daemon does, once, for cron."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+
+from besom.errors import LockHeld
+from besom.shutdown import Shutdown
+
+from . import log
+from .commands import bar_of, finish, run_of
+from .config import find, read
+from .cycle import housekeeping
+from .output import say
+from .progress import Bar
+from .state import AlreadyRuns, StateDir
+
+
+def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
+    config = read(find(options.config, os.environ), os.environ)
+    # Unattended, so one bad setting keeps only what it is about from its turn; the status tells.
+    for sentence in config.sentences:
+        say(sentence)
+    if config.log_file and not options.dry_run:
+        refusal = log.configure(config.log_format, config.log_file)
+        if refusal:
+            say(refusal)
+    bar = bar_of(options)
+    run = run_of(options, config, shutdown, bar, options.dry_run)
+    with bar or Bar():
+        if options.dry_run:
+            outcome = housekeeping(config, run)
+        else:
+            state = StateDir(config.state_dir)
+            if state.is_held():
+                raise LockHeld(f"The daemon (pid {state.observe().pid}) keeps house already.")
+            try:
+                with state.acquire("housekeep.pid"):
+                    outcome = housekeeping(config, run)
+            except AlreadyRuns as error:
+                raise LockHeld(str(error)) from None
+    nouns = {store.path: store.noun for store in config.stores.values()}
+    status = finish(options, outcome, nouns)
+    return status or (2 if config.problems else 0)

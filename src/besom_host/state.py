@@ -1,0 +1,217 @@
+"""The daemon's state directory: who is the daemon, how it is, and which runs were asked for.
+
+daemon.pid is locked for a daemon's life and never unlinked; status.json is replaced whole, so a
+reader needs no lock; trigger counts the runs that were asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import portalocker
+
+from besom.errors import BesomError, UsageError
+from besom.units import printable
+
+from .process import Process
+
+STOPPED, STARTING, IDLE, RUNNING, DRAINING = "stopped", "starting", "idle", "running", "draining"
+# A look at the lock by status holds it for an instant.
+_PATIENCE_S = 1.0
+
+
+class AlreadyRuns(BesomError):
+    """Another daemon has the state directory."""
+
+
+@dataclass
+class Status:
+    """How the daemon is. Times are seconds since the epoch.
+
+    in_flight: {operation, path, since} of what is at work; last_run: {began, ended, outcome,
+    removed_entries, freed_bytes, messages}; answered: the last request that a run has answered; runs and
+    reloads: how many have been completed; reload_error: why the last reload changed nothing.
+    """
+
+    state: str = STOPPED
+    process: Process | None = None
+    since: float | None = None
+    config: str = ""
+    last_run: dict[str, Any] | None = None
+    next_run: float | None = None
+    in_flight: list[dict[str, Any]] = field(default_factory=list)
+    answered: int = 0
+    runs: int = 0
+    reloads: int = 0
+    reload_error: str = ""
+    drain_timeout: float = 30.0
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
+    @property
+    def alive(self) -> bool:
+        return self.state != STOPPED
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `besom daemon status --json` shows."""
+        return {
+            "state": self.state,
+            "pid": self.pid,
+            "since": self.since,
+            "last_run": self.last_run,
+            "next_run": self.next_run,
+            "in_flight": self.in_flight,
+            "runs": self.runs,
+            "config": printable(self.config),
+            "warnings": self.warnings,
+        }
+
+    def what_runs(self) -> str:
+        """What is in flight, in words."""
+        if not self.in_flight:
+            return f"it is {self.state}"
+        now = time.time()
+        words = [
+            f"{one['operation']} of {one['path']} for {max(0, round(now - one['since']))}s"
+            for one in self.in_flight
+        ]
+        return "still running: " + ", ".join(words)
+
+
+class StateDir:
+    """The state directory at path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def _at(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def prepare(self) -> None:
+        """Make the directory. Raises UsageError when it is not this user's alone to write."""
+        try:
+            os.makedirs(self.path, mode=0o755, exist_ok=True)
+            st = os.lstat(self.path)
+        except OSError as error:
+            raise UsageError(
+                f"The state directory {printable(self.path)} cannot be made: {error.strerror}; "
+                "set daemon.state_dir or BESOM_STATE_DIR."
+            ) from error
+        if not stat.S_ISDIR(st.st_mode) or st.st_uid != os.geteuid() or st.st_mode & 0o022:
+            raise UsageError(
+                f"The state directory {printable(self.path)} must be a directory that only its user can "
+                "write, and that user must be the one who runs this; set daemon.state_dir or BESOM_STATE_DIR."
+            )
+
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(self._at(name), flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+
+    def acquire(self, name: str = "daemon.pid") -> IO[str]:
+        """Become the daemon: the file, locked while it is open. Raises AlreadyRuns."""
+        self.prepare()
+        file = os.fdopen(self._open(name, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
+        deadline = time.monotonic() + _PATIENCE_S
+        while not _try_lock(file, portalocker.LockFlags.EXCLUSIVE):
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                pid = file.read(20).split("\n")[0]
+                file.close()
+                who = f", pid {pid}" if pid.isdigit() else ""
+                raise AlreadyRuns(f"Another besom already runs in {printable(self.path)}{who}.")
+            time.sleep(0.01)
+        # Written after it is won: the content is never another's (CVE-2025-68146).
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()}\n{Process.current().token}\n")
+        file.flush()
+        # A worker that outlives its daemon must not hold its place.
+        os.register_at_fork(after_in_child=lambda: os.close(file.fileno()) if not file.closed else None)
+        return file
+
+    def is_held(self, name: str = "daemon.pid") -> bool:
+        """Whether a process has the lock; asking disturbs nobody."""
+        try:
+            fd = self._open(name, os.O_RDONLY)
+        except OSError:
+            return False
+        with os.fdopen(fd) as file:
+            return not _try_lock(file, portalocker.LockFlags.SHARED)
+
+    def observe(self) -> Status:
+        """How the daemon is, whatever became of the one that wrote the files."""
+        status = self._read()
+        if not self.is_held():
+            status.state, status.process, status.since = STOPPED, None, None
+            status.next_run, status.in_flight, status.reload_error = None, [], ""
+            return status
+        found = self._holder()
+        if found is not None and status.process == found:
+            return status
+        # It has won its place, and has not told of itself yet.
+        return Status(STARTING, found, last_run=status.last_run, answered=status.answered)
+
+    def _holder(self) -> Process | None:
+        try:
+            with os.fdopen(self._open("daemon.pid", os.O_RDONLY)) as file:
+                pid, token = file.read(200).split("\n")[:2]
+            return Process(int(pid), token)
+        except (OSError, ValueError):
+            return None
+
+    def _read(self) -> Status:
+        try:
+            with os.fdopen(self._open("status.json", os.O_RDONLY), encoding="utf-8") as file:
+                values = json.load(file)
+            process = values.pop("process")
+            return Status(**values, process=Process(**process) if process else None)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return Status()
+
+    def write(self, status: Status) -> None:
+        """Replace status.json, which only the holder of the lock does. Raises OSError."""
+        temp = self._at(".status.json.new")
+        values = {**vars(status), "process": vars(status.process) if status.process else None}
+        fd = self._open(".status.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(values, file)
+        os.rename(temp, self._at("status.json"))
+
+    def asked(self) -> int:
+        """How many runs were asked for so far."""
+        try:
+            with os.fdopen(self._open("trigger", os.O_RDONLY)) as file:
+                return int(file.read(20) or "0")
+        except (OSError, ValueError):
+            return 0
+
+    def ask(self) -> int:
+        """Ask for one more run; returns its number. Raises BesomError where that cannot be written."""
+        try:
+            with os.fdopen(self._open("trigger", os.O_RDWR | os.O_CREAT), "r+") as file:
+                portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
+                number = self.asked() + 1
+                # One write of a fixed width: a reader sees the old number or the new one.
+                file.write(f"{number:020}")
+                file.flush()
+                return number
+        except OSError as error:
+            raise BesomError(
+                f"A run cannot be asked for in {printable(self.path)}: {error.strerror}; "
+                "run this as the daemon's user."
+            ) from error
+
+
+def _try_lock(file: IO[str], flag: portalocker.LockFlags) -> bool:
+    try:
+        portalocker.lock(file, flag | portalocker.LockFlags.NON_BLOCKING)
+    except portalocker.LockException:
+        return False
+    return True
