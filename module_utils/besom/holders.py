@@ -69,6 +69,8 @@ def find_holders(mounts: Sequence[Mount], timeout: float = 2.0) -> Holders:
 
     A child looks: /proc/PID/maps of a process that waits for a hung server can hang as well.
     """
+    if not mounts:
+        return Holders()
     deepest_first = sorted(mounts, key=lambda mount: -len(mount.path))
     try:
         answer = children.ask(lambda write: _search(deepest_first, write), timeout)

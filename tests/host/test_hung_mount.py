@@ -12,7 +12,7 @@ from typing import Callable
 
 import pytest
 
-from .conftest import Done, need, unmount, wait_for_mount
+from .conftest import COMMAND, Done, need, unmount, wait_for_mount
 from .hostile import age, make_plain
 
 pytestmark = pytest.mark.root
@@ -112,3 +112,46 @@ def test_looking_ends_as_well(besom: Callable[..., Done], area: Path, tmp_path: 
     assert done.status == 0
     done = besom("preflight", area, "--require", "1K", timeout=SECONDS)
     assert done.status == 0
+
+
+def test_a_path_on_a_mount_that_does_not_answer_is_a_sentence_and_not_a_hang(
+    hang: Callable[[Path], None], tmp_path: Path
+) -> None:
+    hung, well = tmp_path / "hung", tmp_path / "well"
+    hang(hung)
+    make_plain(well)
+    age(well)
+    config = tmp_path / "besom.yml"
+    config.write_text(
+        f"stores:\n  - {{name: hung, path: {hung}/sub, layout: files, max_age: 1d}}\n"
+        f"  - {{name: well, path: {well}, layout: files, max_age: 1d}}\n"
+        f"temps:\n  - {{path: {hung}}}\n"
+    )
+    commands = {
+        "sweep": ("sweep", hung),
+        "sweep-below": ("sweep", hung / "sub"),
+        "prune": ("prune", hung / "sub", "--layout", "trees", "--max-age", "1d"),
+        "preflight": ("preflight", hung / "sub/new", "--require", "1K"),
+        "info": ("info", "--config", config),
+        "clean": ("clean", "--config", config),
+        "housekeep": ("housekeep", "--config", config),
+    }
+    # All at once: each waits for five seconds.
+    environment = {**os.environ, "BESOM_CONFIG": os.devnull, "BESOM_STATE_DIR": str(tmp_path / "state")}
+    pipe = subprocess.PIPE
+    runs = {
+        name: subprocess.Popen([COMMAND, *words], env=environment, text=True, stdout=pipe, stderr=pipe)
+        for name, words in commands.items()
+    }
+    try:
+        found = {name: run.communicate(timeout=60)[1] for name, run in runs.items()}
+    finally:
+        for run in runs.values():
+            run.kill()
+    for name, said in found.items():
+        assert "does not answer within 5s" in said, name
+        assert f"(mount {hung} of type fuse)" in said, name
+        assert "Traceback" not in said
+        assert runs[name].returncode == (0 if name == "info" else 1), name
+    # The store that answers has its turn.
+    assert not (well / "sub/old").exists()
