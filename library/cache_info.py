@@ -43,6 +43,18 @@ options:
         type: str
         choices: [files, trees]
         required: true
+      before_prune:
+        description:
+          - A command for C(/bin/sh), which this module does not run.
+        type: str
+      after_prune:
+        description:
+          - A command for C(/bin/sh), which this module does not run.
+        type: str
+      hook_timeout:
+        description: How long each of the two may take; see M(besom.storage.housekeep).
+        type: str
+        default: 60s
       max_size:
         description:
           - The usage at which pruning starts, such as C(10GiB). K, KB and KiB all mean 1024 bytes.

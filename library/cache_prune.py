@@ -243,6 +243,7 @@ from functools import partial
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.besom.drain_flag import refuse_new_work
 from ..module_utils.besom.housekeep import perform
 from ..module_utils.besom.policy import read_store
 from ..module_utils.besom.prune import Request, prune
@@ -271,6 +272,7 @@ def main() -> None:
     params = module.params
     empty = params["state"] == "emptied"
     with one_sentence(module):
+        refuse_new_work("this task")
         values = {"path": params["path"], "layout": params["layout"], **policy_values(params)}
         store = read_store(values, limits_required=not empty)
         run = run_of(module)

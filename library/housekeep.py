@@ -46,6 +46,20 @@ options:
         type: str
         choices: [files, trees]
         required: true
+      before_prune:
+        description:
+          - A command for C(/bin/sh), run under the writer lock when something is about to go. The store is left alone when it fails.
+          - The variable C(BESOM_STORE) holds the store's path.
+        type: str
+      after_prune:
+        description:
+          - A command for C(/bin/sh), run under the writer lock afterwards, whatever came of it, an interruption included.
+          - It is told C(BESOM_STORE), C(BESOM_OUTCOME) (done, failed or interrupted), C(BESOM_REMOVED_ENTRIES) and C(BESOM_FREED_BYTES).
+        type: str
+      hook_timeout:
+        description: How long each of the two may take; then it and all that it started are ended.
+        type: str
+        default: 60s
       max_size:
         description:
           - The usage at which pruning starts, such as C(10GiB). K, KB and KiB all mean 1024 bytes.
@@ -384,6 +398,7 @@ file_systems:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.besom.drain_flag import refuse_new_work
 from ..module_utils.besom.housekeep import housekeep
 from ..module_utils.besom.policy import read_store, read_temps
 from ..module_utils.besom_module import GATE, LOCK_TIMEOUT, STORE, TEMPS, Gate, finish, one_sentence, run_of
@@ -401,6 +416,7 @@ def main() -> None:
     )
     params = module.params
     with one_sentence(module):
+        refuse_new_work("this task")
         run = run_of(module)
         gate = Gate(module, run)
         stores = [read_store(values, "stores: ") for values in params["stores"]]

@@ -33,7 +33,8 @@ options:
       - V(restarted) is V(stopped), then V(started).
       - V(reloaded) makes it read its configuration anew. A broken one fails the task, and the old one stays in force.
       - V(triggered) asks for a run now and does not wait for it. Several that are asked for during one run become one.
-      - V(idle) asks for nothing; it waits until the run that was asked for last, or else the first run, is over.
+      - V(idle) asks for nothing; it waits until the run that was asked for last, or else the first run, is over, and no
+        other is in flight.
       - All but V(started), V(stopped), V(drained) and V(restarted) need a daemon that runs.
     type: str
     choices: [started, stopped, drained, restarted, reloaded, triggered, idle]
@@ -147,7 +148,6 @@ waited_s:
 import json
 import select
 import signal
-import subprocess
 import threading
 from typing import Any
 
@@ -167,8 +167,10 @@ COMMANDS = {
     "restarted": [["stop", "--force"], ["start"]],
     "reloaded": [["reload"]],
     "triggered": [["trigger"]],
-    "idle": [["wait"]],
+    "idle": [["wait", "--idle"]],
 }
+# What a host that drains refuses.
+NEW_WORK = ("started", "restarted", "triggered")
 # What a daemon has to run for.
 NEEDS_ONE = ("reloaded", "triggered", "idle")
 
@@ -176,14 +178,15 @@ NEEDS_ONE = ("reloaded", "triggered", "idle")
 class Connection(Shutdown):
     """The shutdown flag, set by the end of the connection as well; sets an end to the process that is waited for."""
 
-    process: subprocess.Popen[bytes] | None = None
+    process: Any = None
 
     def request(self, signum: int = signal.SIGTERM, _frame: Any = None) -> None:
         super().request(signum)
         if self.process:
             self.process.terminate()
 
-    def waits_for(self, process: subprocess.Popen[bytes]) -> None:
+    def waits_for(self, process: Any) -> None:
+        """Called by run_command with what it has started."""
         self.process = process
         if self.requested:
             process.terminate()
@@ -231,7 +234,7 @@ class Daemon:
         answer = self.tell(["status"])
         if "state" not in answer:
             raise BesomError(answer["error"])
-        return {key: answer[key] for key in FACTS if key in answer}
+        return {key: answer[key] for key in (*FACTS, "refusing") if key in answer}
 
 
 def main() -> None:
@@ -249,8 +252,10 @@ def main() -> None:
         if module.params["timeout"] is not None:
             parse_duration(module.params["timeout"], "timeout", zero=True)
         daemon = Daemon(module)
-        before = daemon.look() if module.check_mode or module._diff else {}
-        if module.check_mode:
+        restarts = module.params["state"] == "restarted"
+        before = daemon.look() if module.check_mode or module._diff or restarts else {}
+        # What could not be started again is not stopped.
+        if module.check_mode or (restarts and before["refusing"]):
             finish(module, before, predict(module.params["state"], before))
         finish(module, before, perform(module.params, daemon))
 
@@ -258,6 +263,12 @@ def main() -> None:
 def predict(state: str, before: dict[str, Any]) -> dict[str, Any]:
     """What would be answered if a daemon that is as before were asked for state."""
     runs = before["pid"] is not None
+    if before["refusing"] and state in NEW_WORK and not (state == "started" and runs):
+        return {
+            **before,
+            "changed": False,
+            "error": "This host drains; besom drain --resume, or a boot, ends that.",
+        }
     if state in NEEDS_ONE and not runs:
         return {**before, "changed": False, "error": "No daemon runs; start it first."}
     changed = {"started": not runs, "stopped": runs, "drained": runs, "idle": False}

@@ -203,6 +203,7 @@ reports:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.besom.drain_flag import refuse_new_work
 from ..module_utils.besom.housekeep import check_roots, perform, tasks_of
 from ..module_utils.besom.policy import read_temps
 from ..module_utils.besom_module import TEMPS, finish, one_sentence, run_of
@@ -219,6 +220,7 @@ def main() -> None:
     )
     params = module.params
     with one_sentence(module):
+        refuse_new_work("this task")
         temps = [
             read_temps({"path": path, "pattern": params["pattern"], "older_than": params["older_than"]})
             for path in params["paths"]

@@ -33,6 +33,9 @@ STORE = dict(
     name=dict(type="str"),
     path=dict(type="path", required=True),
     layout=dict(type="str", choices=["files", "trees"], required=True),
+    before_prune=dict(type="str"),
+    after_prune=dict(type="str"),
+    hook_timeout=dict(type="str", default="60s"),
     **POLICY,
 )
 TEMPS = dict(

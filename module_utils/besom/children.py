@@ -58,10 +58,12 @@ def run(
     shutdown: Shutdown | None = None,
     grace: float = GRACE_S,
     env: Mapping[str, str] | None = None,
+    limit: int = _OUTPUT,
 ) -> Ended:
     """Run a command in / to its end, or to timeout (seconds) or a shutdown: TERM, then KILL after grace.
 
-    Signals go to all processes of its group. Raises CommandMissing, and BesomError where it cannot start.
+    limit: bytes of its output that are kept. Signals go to all processes of its group. Raises
+    CommandMissing, and BesomError where it cannot start.
     """
     # 10 ms that most runs of besom need not pay.
     import subprocess
@@ -84,8 +86,8 @@ def run(
         raise CommandMissing(f"{command[0]} is not installed here, or not on PATH.") from None
     except OSError as error:
         raise BesomError(f"{command[0]} cannot be started: {error.strerror}.") from error
-    with cast("IO[bytes]", process.stdout) as stream:
-        ended = _attend(process.pid, stream.fileno(), began, timeout, shutdown, grace, _OUTPUT)
+    with cast(IO[bytes], process.stdout) as stream:
+        ended = _attend(process.pid, stream.fileno(), began, timeout, shutdown, grace, limit)
     # It was reaped here, or is in _left_behind: nothing is left to do for Popen.
     process.returncode = ended.status if ended.status is not None else -signal.SIGKILL
     return ended

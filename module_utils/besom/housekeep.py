@@ -110,11 +110,11 @@ def perform(tasks: Iterable[Task], run: Run, skip_missing: bool = True) -> Outco
     outcome = Outcome()
     for path, work in tasks:
         try:
-            run.shutdown.check(f"before {printable(path)}")
-            report = work()
-            outcome.reports.append(report)
-            if report.interrupted:
-                run.shutdown.check(f"at work on {printable(path)}")
+            with run.shutdown.operation(printable(path)):
+                report = work()
+                outcome.reports.append(report)
+                if report.interrupted:
+                    run.shutdown.check(f"at work on {printable(path)}")
         except Interrupted as error:
             outcome.errors.append(error)
             break

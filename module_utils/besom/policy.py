@@ -16,6 +16,7 @@ DEFAULT_PATTERN = ".temp-*"
 DEFAULT_OLDER_THAN = "24h"
 LIMITS = ("max_size", "max_age", "min_free", "max_entries")
 POLICY_KEYS = (*LIMITS, "target_size", "min_age", "order")
+HOOK_KEYS = ("before_prune", "after_prune", "hook_timeout")
 
 
 def _ns(value: Any, name: str) -> int:
@@ -79,6 +80,15 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Hooks:
+    """Commands for /bin/sh around a prune that removes something; timeout in seconds, for each."""
+
+    before: str = ""
+    after: str = ""
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True)
 class Store:
     """A directory that besom bounds."""
 
@@ -86,6 +96,7 @@ class Store:
     layout: str
     policy: Policy
     name: str = ""
+    hooks: Hooks = Hooks()
 
     @property
     def noun(self) -> str:
@@ -103,7 +114,7 @@ class Temps:
 
 def read_store(values: Any, where: str = "", limits_required: bool = True) -> Store:
     """A store from a mapping with path, layout and the keys of a policy. Raises UsageError."""
-    values = read_mapping(values, where, ("name", "path", "layout", *POLICY_KEYS))
+    values = read_mapping(values, where, ("name", "path", "layout", *POLICY_KEYS, *HOOK_KEYS))
     name = values.get("name")
     if name is not None and (not isinstance(name, str) or not name or "/" in name):
         raise UsageError(f"{where}name: {printable(str(name))} is not a name; use one without a slash.")
@@ -111,10 +122,21 @@ def read_store(values: Any, where: str = "", limits_required: bool = True) -> St
     layout = values.get("layout")
     if layout not in LAYOUTS:
         raise UsageError(f"{where}layout: {printable(str(layout))} is not one of {', '.join(LAYOUTS)}.")
-    store = Store(read_path(values, where), layout, Policy.from_mapping(values, where), name or "")
+    policy, hooks = Policy.from_mapping(values, where), _read_hooks(values, where)
+    store = Store(read_path(values, where), layout, policy, name or "", hooks)
     if limits_required and not store.policy.limited:
         raise UsageError(f"{where}no limit is set; give at least one of {', '.join(LIMITS)}.")
     return store
+
+
+def _read_hooks(values: Mapping[str, Any], where: str) -> Hooks:
+    for key in HOOK_KEYS[:2]:
+        command = values.get(key)
+        if command is not None and (not isinstance(command, str) or not command.strip() or "\0" in command):
+            raise UsageError(f"{where}{key}: {printable(str(command))!r} is not a command for /bin/sh.")
+    timeout = values.get("hook_timeout")
+    seconds = Hooks.timeout if timeout is None else parse_duration(timeout, where + "hook_timeout")
+    return Hooks(values.get("before_prune") or "", values.get("after_prune") or "", seconds)
 
 
 def read_temps(values: Any, where: str = "") -> Temps:

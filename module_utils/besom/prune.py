@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from itertools import compress, count, islice
 
+from .hooks import around
 from .inventory import OLDEST, ORPHAN, YOUNGEST, Inventory, read_files, read_trees
 from .locks import writer_lock
 from .mounts import mount_of
@@ -256,6 +257,15 @@ def prune(request: Request, run: Run) -> Report:
 
 def _prune_locked(request: Request, root: Root, run: Run) -> Report:
     planned = plan(request, root, run, thorough=False)
+    report = planned.report
+    if not report.planned.entries:
+        return _carry_out(planned, request, root, run)
+    with around(request.store.hooks, root.path, lambda: report, run):
+        report = _carry_out(planned, request, root, run)
+    return report
+
+
+def _carry_out(planned: Plan, request: Request, root: Root, run: Run) -> Report:
     first = _Execution(planned, run)
     report = first.execute()
     if not first.surprised or report.interrupted:

@@ -23,7 +23,7 @@ STATUSES = (
 
 
 # Where a command is that has a file of its own.
-_ROOMS = {name: f"{name}_command" for name in ("daemon", "housekeep", "config", "unmount")}
+_ROOMS = {name: f"{name}_command" for name in ("config", "daemon", "drain", "housekeep", "unmount")}
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,6 +157,18 @@ def build_parser() -> Parser:
     )
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
+    one.add_argument("--while-draining", action="store_true", help="also on a host that drains")
+
+    one = command(
+        "drain",
+        "shut besom's part of this host down, phase by phase",
+        "Refuse new work, drain the daemon, unmount the configured mounts, sweep and prune once more, and "
+        "say how each phase went. Each has its own time, from the section drain of the configuration. What "
+        "fails in one keeps no other from its turn. The host refuses new work until --resume or a boot.",
+    )
+    one.add_argument("--resume", action="store_true", help="take new work again, and start what was stopped")
+    one.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+
     one = command("daemon", "the prune daemon", "Run, start, stop, see, poke and wait for the prune daemon.")
     actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
 
@@ -177,7 +189,10 @@ def build_parser() -> Parser:
     action("status", "Tell how the daemon is; exit status 1 when none runs.")
     two = action("trigger", "Ask for a run now, and return at once.")
     two.add_argument("--start", action="store_true", help="start the daemon where none runs")
-    action("wait", "Wait until the run that was asked for last (or else the first) is over.", "no limit")
+    two = action(
+        "wait", "Wait until the run that was asked for last (or else the first) is over.", "no limit"
+    )
+    two.add_argument("--idle", action="store_true", help="and until no other run is in flight either")
     action("reload", "Have the configuration read again, and tell whether it is in force.", "30s")
 
     one = command("config", "check the configuration", "Look at the configuration.")

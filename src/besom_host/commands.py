@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Callable
 
+from besom.drain_flag import refuse_new_work
 from besom.errors import Interrupted, UsageError
 from besom.fetch import check_url, plain_opener
 from besom.housekeep import Outcome, check_roots, perform
@@ -175,7 +176,7 @@ def _confirmed(text: str) -> bool:
         print("Remove all of this? [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     except KeyboardInterrupt:
-        raise Interrupted("Interrupted; nothing was removed.", signal.SIGINT) from None
+        raise Interrupted("Interrupted. Nothing was removed.", signal.SIGINT) from None
     finally:
         signal.signal(signal.SIGINT, handler)
 
@@ -234,14 +235,18 @@ def _perform(
     dry_run: bool,
     skip_missing: bool = True,
 ) -> Outcome:
+    if not dry_run:
+        refuse_new_work(f"besom {options.command}")
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, dry_run)
     with bar or Bar():
         return perform([(path, partial(do, run=run)) for path, do in work], run, skip_missing)
 
 
-def finish(options: Namespace, outcome: Outcome, nouns: Mapping[str, str]) -> int:
-    """Print what came of it, as text or JSON; returns the exit status."""
+def finish(
+    options: Namespace, outcome: Outcome, nouns: Mapping[str, str], figures: Mapping[str, Any] | None = None
+) -> int:
+    """Print what came of it, as text or JSON (with more figures, if given); returns the exit status."""
     total = outcome.to_dict(options.command)
     if options.command == "prune" and outcome.reports:
         total = outcome.reports[0].to_dict()
@@ -250,7 +255,7 @@ def finish(options: Namespace, outcome: Outcome, nouns: Mapping[str, str]) -> in
     if options.json:
         if outcome.messages:
             total.update(error=" ".join(outcome.messages), status=outcome.status)
-        print(json.dumps(total))
+        print(json.dumps({**total, **(figures or {})}))
     else:
         _print_text(options, outcome, total, nouns)
     for message in outcome.messages:

@@ -22,8 +22,9 @@ from besom.policy import LIMITS, Store, Temps, read_store, read_temps
 from besom.run import Run
 from besom.units import parse_count, parse_duration, parse_size, printable
 
-KEYS = ("stores", "temps", "mounts", "daemon", "log", "metrics", "lock_timeout")
+KEYS = ("stores", "temps", "mounts", "daemon", "drain", "log", "metrics", "lock_timeout")
 HOST_FILE = "/etc/besom/besom.yml"
+AFTER_FAILURE = ("continue", "stop")
 LOG_FORMATS = ("text", "json", "clef")
 # Some thousand aliases can stand for more nodes than any memory holds.
 _MOST_NODES = 100_000
@@ -43,7 +44,8 @@ class Config:
     """What the file at path and the environment configure.
 
     stores by name; raw_stores as they were written; durations in seconds; log_file and textfile are
-    empty where nothing is to be written; problems: what was malformed.
+    empty where nothing is to be written; daemon_, unmount_ and prune_timeout are those of a drain's
+    phases; problems: what was malformed.
     """
 
     path: str = ""
@@ -55,6 +57,11 @@ class Config:
     interval: float = 3600.0
     drain_timeout: float = 30.0
     state_dir: str = ""
+    daemon_timeout: float = 60.0
+    unmount_timeout: float = 30.0
+    prune_timeout: float = 300.0
+    unmount_lazy: bool = True
+    on_phase_failure: str = "continue"
     log_format: str = "text"
     log_file: str = ""
     textfile: str = ""
@@ -134,6 +141,25 @@ def _interval(value: Any, name: str) -> float:
     return seconds
 
 
+def _phase(value: Any, name: str) -> float:
+    seconds = parse_duration(value, name)
+    if seconds < 2:
+        raise UsageError(f"{name}: '{printable(str(value))}' is too short for a phase; give 2s or more.")
+    return seconds
+
+
+def _truth(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: '{printable(str(value))}' is neither true nor false.")
+    return value
+
+
+def _after_failure(value: Any, name: str) -> str:
+    if value not in AFTER_FAILURE:
+        raise UsageError(f"{name}: '{printable(str(value))}' is not one of {', '.join(AFTER_FAILURE)}.")
+    return str(value)
+
+
 def _path(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
         raise UsageError(f"{name}: '{printable(str(value))}' is not an absolute path.")
@@ -157,13 +183,18 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
     ),
     "drain_timeout": (("daemon", "drain_timeout"), _timeout, {"BESOM_DRAIN_TIMEOUT": _timeout}),
     "state_dir": (("daemon", "state_dir"), _path, {"BESOM_STATE_DIR": _path}),
+    "daemon_timeout": (("drain", "daemon_timeout"), _phase, {}),
+    "unmount_timeout": (("drain", "unmount_timeout"), _phase, {}),
+    "prune_timeout": (("drain", "prune_timeout"), _phase, {}),
+    "unmount_lazy": (("drain", "unmount_lazy"), _truth, {}),
+    "on_phase_failure": (("drain", "on_phase_failure"), _after_failure, {}),
     "log_format": (("log", "format"), _format, {"BESOM_LOG_FORMAT": _format}),
     "log_file": (("log", "file"), _path, {"BESOM_LOG_FILE": _path}),
     "textfile": (("metrics", "textfile"), _path, {"BESOM_METRICS_TEXTFILE": _path}),
 }
 _SECTIONS = {
     section: tuple(keys[1] for keys, _, _ in _SETTINGS.values() if keys[0] == section)
-    for section in ("daemon", "log", "metrics")
+    for section in ("daemon", "drain", "log", "metrics")
 }
 _MAX_SIZE: dict[str, _Read] = {"BESOM_MAX_SIZE": parse_size, "BESOM_MAX_SIZE_MB": _megabytes}
 

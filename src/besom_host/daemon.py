@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
+from besom.drain_flag import PATH as FLAG
+from besom.drain_flag import is_draining
 from besom.errors import BesomError, Interrupted
 from besom.run import Run
 from besom.shutdown import Shutdown
@@ -139,6 +141,12 @@ class Daemon:
             self._run_once()
 
     def _run_once(self) -> None:
+        if is_draining():
+            self.asked = False
+            self.due = time.monotonic() + self.config.interval
+            log.warning("run_refused", "No run begins, since this host drains ({path} exists).", path=FLAG)
+            self._publish(IDLE)
+            return
         cause = "asked" if self.asked else "due"
         self.asked = False
         # Read after the flag is taken back: a request that comes later causes one more run.

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
 
+from besom.drain_flag import is_draining, refuse_new_work
 from besom.errors import BesomError
 from besom.shutdown import Shutdown
 from besom.units import format_duration, format_size, parse_duration, printable
 
 from .config import find, read
 from .service import is_service, systemctl
-from .state import STARTING, StateDir, Status
+from .state import IDLE, STARTING, StateDir, Status
 from .waiting import Deadline, wait_for
 
 START_TIMEOUT = 30.0
@@ -64,6 +65,7 @@ class Control:
             "operation": f"daemon {self.options.action}",
             "changed": self.changed,
             **status.to_dict(),
+            "refusing": is_draining(),
             "waited_s": round(time.monotonic() - self.started, 3),
         }
 
@@ -103,6 +105,7 @@ class Control:
 def run(control: Control) -> int:
     from .daemon import run_daemon
 
+    refuse_new_work("the daemon")
     return run_daemon(control.config, os.environ, control.shutdown)
 
 
@@ -115,6 +118,7 @@ def start(control: Control) -> int:
 
 
 def _start(control: Control) -> Status:
+    refuse_new_work("starting the daemon")
     timeout = control.timeout(START_TIMEOUT) or START_TIMEOUT
     control.state.prepare()
     if is_service(control.config):
@@ -227,6 +231,7 @@ def trigger(control: Control) -> int:
     now = control.state.observe()
     if not now.alive and not control.options.start:
         return control.finish(now, f"{control.nobody()}; start it, or add --start.", 1)
+    refuse_new_work("a run of the daemon")
     if not now.alive:
         control.state.prepare()
     control.state.ask()
@@ -245,7 +250,10 @@ def wait(control: Control) -> int:
     deadline = Deadline(control.timeout(None))
 
     def over(now: Status) -> bool:
-        return not now.alive or (now.runs > 0 and now.answered >= wanted and now.state != STARTING)
+        if not now.alive:
+            return True
+        answered = now.runs > 0 and now.answered >= wanted and now.state != STARTING
+        return answered and (now.state == IDLE or not control.options.idle)
 
     now = _until(control, deadline, "waiting for the daemon's run", over)
     if not now.alive:

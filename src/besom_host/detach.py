@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 import select
 import socket
-import sys
 from contextlib import suppress
 
 from besom.errors import BesomError
 from besom.shutdown import Shutdown
 from besom.units import format_duration, printable
 
-from .process import Process, start_token
+from .process import Process, own_command, start_token
 from .waiting import Deadline, wait_for
-
-
-def _command() -> list[str]:
-    """What started this program, whether a script, a zipapp or a module."""
-    program = os.path.abspath(sys.argv[0])
-    if os.path.basename(program) == "__main__.py":
-        return [sys.executable, "-m", "besom_host"]
-    return [sys.executable, program]
 
 
 def start_detached(config: str, output: str, timeout: float, shutdown: Shutdown) -> None:
@@ -36,7 +27,7 @@ def start_detached(config: str, output: str, timeout: float, shutdown: Shutdown)
         listener.setblocking(False)
         address = "@" + os.fsdecode(listener.getsockname()[1:])
         process = _spawn(
-            [*_command(), *(["--config", config] if config else []), "daemon", "run"], output, address
+            [*own_command(), *(["--config", config] if config else []), "daemon", "run"], output, address
         )
         fd = process.open()
         reason = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 
+from besom.drain_flag import refuse_new_work
 from besom.errors import LockHeld
 from besom.shutdown import Shutdown
 
@@ -26,6 +27,8 @@ def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
         refusal = log.configure(config.log_format, config.log_file)
         if refusal:
             say(refusal)
+    if not (options.dry_run or options.while_draining):
+        refuse_new_work("besom housekeep")
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, options.dry_run)
     with bar or Bar():
@@ -41,5 +44,6 @@ def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
             except AlreadyRuns as error:
                 raise LockHeld(str(error)) from None
     nouns = {store.path: store.noun for store in config.stores.values()}
-    status = finish(options, outcome, nouns)
+    figures = {"cleanups_run": shutdown.cleanups_run, "cleanups_failed": shutdown.cleanups_failed}
+    status = finish(options, outcome, nouns, figures)
     return status or (2 if config.problems else 0)

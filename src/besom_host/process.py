@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 
 from besom.errors import BesomError
@@ -21,6 +22,14 @@ def start_token(pid: int) -> str:
             return f"{boot}/{stream.read().rpartition(b')')[2].split()[19].decode()}"
     except (OSError, IndexError):
         return ""
+
+
+def own_command() -> list[str]:
+    """What started this program, whether a script, a zipapp or a module."""
+    program = os.path.abspath(sys.argv[0])
+    if os.path.basename(program) == "__main__.py":
+        return [sys.executable, "-m", "besom_host"]
+    return [sys.executable, program]
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import IO, Any
-
-import portalocker
 
 from besom.errors import BesomError, UsageError
 from besom.units import printable
 
 from .process import Process
+
+# portalocker looks for a temporary directory as it is imported; a full disk and a sandbox have none.
+tempfile.tempdir = tempfile.tempdir or "/tmp"  # noqa: S108
+import portalocker  # noqa: E402
 
 STOPPED, STARTING, IDLE, RUNNING, DRAINING = "stopped", "starting", "idle", "running", "draining"
 # A look at the lock by status holds it for an instant.

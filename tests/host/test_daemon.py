@@ -108,6 +108,23 @@ def test_trigger_returns_at_once_and_wait_waits_for_that_run(
     assert len(host.names()) == 3
 
 
+def test_wait_idle_waits_for_a_run_that_nobody_asked_for_as_well(
+    host: Host, hold: Callable[[Path], Held]
+) -> None:
+    pid = host.start()
+    held = hold(host.store)
+    # As when the interval is over: no request is counted.
+    os.kill(pid, signal.SIGUSR1)
+    host.until(lambda now: now["in_flight"])
+    assert host.daemon("wait").status == 0
+    late = host.daemon("wait", "--idle", "--timeout", "0.2s")
+    assert late.status == 1
+    assert f"still running: prune of {host.store}" in late["error"]
+    held.release()
+    done = host.daemon("wait", "--idle")
+    assert (done.status, done["state"], done["in_flight"]) == (0, "idle", [])
+
+
 def test_requests_during_a_run_cause_exactly_one_more(host: Host, hold: Callable[[Path], Held]) -> None:
     host.start()
     held = hold(host.store)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import importlib
 import os
-import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ import yaml
 
 from besom import fetch, policy, preflight
 
+from .daemons import Host
 from .play import TOP, Play, Result
 from .scenes import FIVE, TEMPS, build
 
-COMMAND = Path(sys.executable).with_name("besom")
 MODULES = sorted(path.stem for path in (TOP / "library").glob("*.py"))
 ROLES = {"disk_preflight": "disk_preflight", "housekeeping": "housekeep"}
 # What ansible-core adds to every result by itself, and `changed`, which it documents.
@@ -93,7 +92,7 @@ def test_the_argument_spec_is_what_is_documented(module: str, spec: dict[str, An
 
 def test_the_modules_know_the_keys_of_the_engine(constants: Any) -> None:
     assert set(constants.POLICY) == set(policy.POLICY_KEYS)
-    assert set(constants.STORE) == {"name", "path", "layout", *policy.POLICY_KEYS}
+    assert set(constants.STORE) == {"name", "path", "layout", *policy.POLICY_KEYS, *policy.HOOK_KEYS}
     values = dict.fromkeys(constants.STORE) | {"path": "/x", "layout": "files", "max_age": "1d"}
     assert policy.read_store(values).path == "/x"
     values = dict.fromkeys(constants.TEMPS) | {"path": "/x"}
@@ -141,15 +140,12 @@ def test_a_role_hands_every_option_on(role: str, module: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The options that name a daemon which runs, for prune_daemon."""
-    here = tmp_path_factory.mktemp("daemon")
-    config = here / "besom.yml"
-    config.write_text(f"daemon: {{state_dir: {here}/state}}\n")
-    besom = [str(COMMAND), "--config", str(config), "daemon"]
-    subprocess.run([*besom, "start"], stdout=subprocess.DEVNULL, check=True)
-    yield {"config": str(config), "command": str(COMMAND)}
-    subprocess.run([*besom, "stop"], stdout=subprocess.DEVNULL, check=True)
+    host = Host(tmp_path_factory.mktemp("daemon"))
+    host.besom("daemon", "start")
+    yield host.options
+    host.end()
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +161,7 @@ def busy(play: Play, hold: Callable[[Path], int]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def returned(play: Play, daemon: dict[str, Any], busy: dict[str, Any]) -> dict[str, list[Result]]:
+def returned(play: Play, daemon: dict[str, str], busy: dict[str, Any]) -> dict[str, list[Result]]:
     """Results of each module that between them hold all that it can return; failures come last."""
     store = {"path": "{here}/cache", "layout": "files", "max_entries": 4}
     gate = {"needs": [{"path": "/tmp", "size": "1K"}]}

@@ -19,7 +19,10 @@ from .snapshot import paths
 TREES = {f"cache/{name}/{n}": (4, age) for age, name in enumerate("edcba", 2) for n in range(4)}
 FILES = {f"cache/{name}": (4, age) for age, name in enumerate("edcba", 2)}
 TEMPS = {f"area/.temp-{name}/{n}": (4, age) for age, name in enumerate("edcba", 2) for n in range(4)}
-MESSAGE = "Interrupted by SIGTERM while at work on {path}; nothing was left half done."
+MESSAGE = (
+    "Interrupted. SIGTERM came while at work on {path}; "
+    "nothing was left half done, and another run goes on from there."
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,16 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, TextIO
 
 import pytest
 
+from .daemons import Host, is_gone
 from .play import TOP
-
-COMMAND = Path(sys.executable).with_name("besom")
 
 # Each state, whether asking for it changes anything, and whether asking again does; in the order of the play.
 QUARTETS = {
@@ -62,11 +61,11 @@ Answer = dict[str, Any]
 Answers = dict[str, Answer]
 
 
-def alone(*calls: dict[str, Any]) -> subprocess.Popen[str]:
-    """The module as a process; stdout is its connection."""
+def alone(*calls: dict[str, Any], within: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """The module as a process; stdout is its connection. within: a command that runs its arguments."""
     words = [json.dumps({"ANSIBLE_MODULE_ARGS": args}) for args in calls]
     return subprocess.Popen(
-        [sys.executable, "-c", ALONE, *words],
+        [*within, sys.executable, "-c", ALONE, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -76,7 +75,7 @@ def alone(*calls: dict[str, Any]) -> subprocess.Popen[str]:
 
 def told(module: subprocess.Popen[str]) -> list[Answer]:
     """Its answers, in order."""
-    out, err = module.communicate(timeout=300)
+    out, err = module.communicate(timeout=600)
     assert not err
     return [json.loads(line) for line in out.splitlines() if line]
 
@@ -129,7 +128,7 @@ def test_a_signal_ends_the_wait_and_leaves_no_orphan(command: Path, signum: sign
         module.send_signal(signum)
         result = json.loads(module.communicate(timeout=60)[0])
         assert result["failed"] is True
-        assert result["msg"].startswith(f"Interrupted by {signum.name} while waiting for the prune daemon")
+        assert result["msg"].startswith(f"Interrupted. {signum.name} came while waiting for the prune daemon")
         assert waiter.has_ended()
 
 
@@ -171,85 +170,54 @@ def test_a_malformed_timeout_is_refused_before_anything_is_run(command: Path) ->
     assert not command.with_name("besom.ran").exists()
 
 
-@dataclass
-class Host:
-    """A configuration with a state directory and a store of its own."""
+class Chain:
+    """What is asked of one host's daemon, call by call."""
 
-    here: Path
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        (self.here / "store").mkdir(parents=True)
-        self.config.write_text(
-            f"""
-stores: [{{name: store, path: {self.here}/store, layout: files, max_entries: 1}}]
-daemon: {{interval: 1h, drain_timeout: 1h, state_dir: {self.here}/state}}
-log: {{file: {self.here}/log}}
-lock_timeout: 1h
-"""
-        )
-
-    @property
-    def config(self) -> Path:
-        return self.here / "besom.yml"
+    def __init__(self, here: Path) -> None:
+        self.host = Host(here)
+        self.asked: Answers = {}
 
     def ask(self, name: str, state: str, check: bool = False, diff: bool = False, **more: Any) -> None:
-        options = {"state": state, "config": str(self.config), "command": str(COMMAND), **more}
+        options = {**self.host.options, "state": state, **more}
         self.asked[name] = {**options, "_ansible_check_mode": check, "_ansible_diff": diff}
-
-    def end(self) -> None:
-        subprocess.run(
-            [COMMAND, "daemon", "stop", "--force", "--timeout", "0", "--config", self.config],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, hold: Callable[[Path], int]) -> Iterator[Answers]:
     """Everything that is asked of real daemons, by name; of several hosts at once."""
     base = tmp_path_factory.mktemp("daemons")
-    hosts = [Host(base / name) for name in ("runs", "stops", "stuck")]
-    runs, stops, stuck = hosts
+    chains = [Chain(base / name) for name in ("runs", "stops", "stuck")]
+    runs, stops, stuck = chains
     for state in NEED_ONE:
         stops.ask(f"none/{state}-check", state, check=True)
         stops.ask(f"none/{state}", state)
     for state in QUARTETS:
-        host = runs
+        chain = runs
         if state in ("drained", "stopped"):
-            host = stops
-            host.ask(f"{state}/start", "started")
+            chain = stops
+            chain.ask(f"{state}/start", "started")
         for step, check in STEPS.items():
-            host.ask(f"{state}/{step}", state, check=check, diff=step in ("check", "run"))
+            chain.ask(f"{state}/{step}", state, check=check, diff=step in ("check", "run"))
     # A run that waits for a lock for an hour is work that does not end.
-    hold(stuck.here / "store")
+    hold(stuck.host.store)
     stuck.ask("stuck/start", "started")
     stuck.ask("stuck/idle", "idle", timeout="0.2")
     stuck.ask("stuck/drained", "drained", timeout="0.2")
     stuck.ask("stuck/forced", "drained", timeout="0.2", force=True)
     with ExitStack() as stack:
-        for host in hosts:
-            stack.callback(host.end)
-        modules = [stack.enter_context(alone(*host.asked.values())) for host in hosts]
+        for chain in chains:
+            stack.callback(chain.host.end)
+        modules = [stack.enter_context(alone(*chain.asked.values())) for chain in chains]
         found: Answers = {}
-        for host, module in zip(hosts, modules):
-            found.update(zip(host.asked, told(module)))
-        requests = runs.here / "state/trigger"
+        for chain, module in zip(chains, modules):
+            found.update(zip(chain.asked, told(module)))
+        requests = runs.host.state / "trigger"
         found["requests"] = {"count": int(requests.read_text()), "last": requests.stat().st_mtime}
         yield found
 
 
 def has_failed(result: Answer) -> bool:
     return bool(result.get("failed", False))
-
-
-def is_gone(pid: int) -> bool:
-    """Whether the process has ended, even where nobody has asked yet how."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_every_step_succeeds_and_changes_what_it_should(results: Answers) -> None:
@@ -327,3 +295,26 @@ def test_force_ends_a_drain_that_does_not_end(results: Answers) -> None:
     assert (has_failed(result), result["changed"], result["state"]) == (False, True, "stopped")
     assert result["last_run"]["outcome"] == "interrupted"
     assert is_gone(results["stuck/start"]["pid"])
+
+
+@pytest.mark.root
+def test_on_a_host_that_drains_a_restart_stops_nothing(tmp_path: Path) -> None:
+    """In a mount namespace with a /run of its own, so that nobody else's host seems to drain."""
+    if os.geteuid():
+        pytest.skip("needs root (a mount namespace)")
+    own_run = 'mount -t tmpfs tmpfs /run && touch /run/besom-drain && exec "$@"'
+    drains = ["unshare", "--mount", "sh", "-c", own_run, "-"]
+    tried = subprocess.run([*drains, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace here: {tried.stderr.strip()}")
+    host = Host(tmp_path)
+    host.besom("daemon", "start")
+    try:
+        with alone({**host.options, "state": "restarted"}, within=drains) as module:
+            (result,) = told(module)
+        assert has_failed(result)
+        assert result["changed"] is False
+        assert "This host drains" in result["msg"]
+        assert host.besom("daemon", "status").returncode == 0
+    finally:
+        host.end()

@@ -140,7 +140,7 @@ def test_a_signal_ends_it_between_two_tasks_with_its_own_status(
     outcome = housekeep([store_of(area, max_age="1d"), store_of(temps, max_age="1d")], [], run)
     assert outcome.status == 130
     assert len(temps.files()) == 2
-    assert "Interrupted by SIGINT" in outcome.messages[0]
+    assert "Interrupted. SIGINT came" in outcome.messages[0]
 
 
 @pytest.mark.root

@@ -133,7 +133,8 @@ def test_a_signal_ends_the_wait_at_once(area: Any, hold: Callable[..., Any], nam
     said, _ = process.communicate(timeout=10)
     assert process.returncode == 128 + signal.Signals[name]
     assert said == (
-        f"Interrupted by {name} while waiting for the lock of {area.path}; nothing was left half done.\n"
+        f"Interrupted. {name} came while waiting for the lock of {area.path}; "
+        "nothing was left half done, and another run goes on from there.\n"
     )
 
 

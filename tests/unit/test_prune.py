@@ -598,7 +598,7 @@ def test_a_signal_ends_the_reading_of_a_store_and_frees_it(
     before = area.names()
     shutdown = Shutdown()
     run = make_run(shutdown=shutdown, progress=lambda phase, done, total: shutdown.request(SIGTERM))
-    with pytest.raises(Interrupted, match="SIGTERM while reading") as caught:
+    with pytest.raises(Interrupted, match="SIGTERM came while reading") as caught:
         prune(request_for(area, layout, max_age="1d"), run)
     assert caught.value.status == 143
     assert area.names() == before
