@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
