@@ -141,6 +141,29 @@ def test_after_a_power_cut_it_runs_again_and_knows_how_it_is(facts, status):
     assert facts("rebooted")["system"] == "running"
 
 
+def test_taken_down_it_is_stopped_and_what_could_be_unmounted_is(host, facts, status):
+    down = facts("down")
+    assert status("down")["state"] == "stopped"
+    assert down["unit"] == "inactive"
+    stays = {"bullseye": "", "bookworm": "/mnt/busy", "trixie": ""}
+    assert down["mounts"] == stays[host.backend.get_hostname()]
+
+
+def test_the_last_prune_has_its_turn_whatever_failed_before(host, facts):
+    locked = host.backend.get_hostname() == "trixie"
+    assert len(facts("down")["gems"].split()) == (10 if locked else 5)
+
+
+def test_a_host_that_was_taken_down_takes_no_work_until_it_is_told_to(facts):
+    down = facts("down")
+    assert "This host drains since" in down["refused"]
+    assert down["refused"].endswith(" 75")
+    assert down["started"] == "inactive"
+    assert down["cron_prune"] == "0"
+    assert down["resumed"] == "New work is taken again. The daemon runs."
+    assert down["again"] == "active"
+
+
 def test_cron_runs_it_and_the_daemon_is_gone(facts, status):
     cron = facts("cron")
     assert cron["gems"] == FIVE
