@@ -45,7 +45,7 @@ def around(hooks: Hooks, store: str, report: Callable[[], Report], run: Run) -> 
     """
     if hooks.before:
         try:
-            _run("before_prune", hooks.before, {"BESOM_STORE": store}, hooks.timeout, run.shutdown)
+            _run("before_prune", hooks.before, {"BESOM_STORE": store}, hooks.timeout, run.shutdown, run)
         except HookFailed as error:
             run.shutdown.check(f"running before_prune of {printable(store)}")
             raise HookFailed(f"{printable(store)} was left alone: {error}.") from None
@@ -63,7 +63,7 @@ def around(hooks: Hooks, store: str, report: Callable[[], Report], run: Run) -> 
             "BESOM_FREED_BYTES": str(found.removed.bytes),
         }
         try:
-            _run("after_prune", hooks.after, told, timeout, _Hurry(run.shutdown))
+            _run("after_prune", hooks.after, told, timeout, _Hurry(run.shutdown), run)
         except HookFailed as error:
             found.failures.add(store, str(error))
             raise
@@ -72,12 +72,16 @@ def around(hooks: Hooks, store: str, report: Callable[[], Report], run: Run) -> 
         yield
 
 
-def _run(key: str, command: str, told: Mapping[str, str], timeout: float, shutdown: Shutdown) -> None:
+def _run(
+    key: str, command: str, told: Mapping[str, str], timeout: float, shutdown: Shutdown, run: Run
+) -> None:
     # 10 ms that only a hook needs.
     from .children import run as run_command
 
     env = {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/"), **told}
     ended = run_command(["/bin/sh", "-c", command], timeout, shutdown, env=env)
+    if ended.text:
+        run.output(f"{key} of {printable(told['BESOM_STORE'])}", printable(ended.text))
     if ended.status == 0 and not ended.timed_out:
         return
     if ended.timed_out:

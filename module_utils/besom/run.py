@@ -23,6 +23,10 @@ def unheard(message: str) -> None:
     """The message that nobody reads."""
 
 
+def unread(hook: str, output: str) -> None:
+    """The output that nobody reads."""
+
+
 @dataclass
 class Forecast:
     """What dry runs before this one would have removed, so that nothing is counted twice.
@@ -52,7 +56,8 @@ class Forecast:
 class Run:
     """dry_run: plan only. lock_timeout in seconds, 0 = do not wait; lock_option: what to call it in messages.
 
-    waiting is told in a sentence whom a lock is waited for; now gives ns since the epoch.
+    waiting is told in a sentence whom a lock is waited for; output is told what a hook has printed; now
+    gives ns since the epoch.
     """
 
     dry_run: bool = False
@@ -61,5 +66,6 @@ class Run:
     shutdown: Shutdown = field(default_factory=Shutdown)
     progress: Progress = quiet
     waiting: Callable[[str], None] = unheard
+    output: Callable[[str, str], None] = unread
     now: Callable[[], int] = time.time_ns
     forecast: Forecast = field(default_factory=Forecast)

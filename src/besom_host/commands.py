@@ -47,6 +47,8 @@ def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | No
     if options.lock_timeout is not None:
         timeout = parse_duration(options.lock_timeout, "--lock-timeout", zero=True)
     run = Run(dry_run=dry_run, lock_timeout=timeout, lock_option="--lock-timeout", shutdown=shutdown)
+    if options.verbose:
+        run.output = lambda hook, text: say(f"{hook}: {text}")
     if bar is not None:
         run.progress = bar
         run.waiting = say

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from besom.errors import UsageError
-from besom_host.config import load
+from besom_host.config import load, read
 
 GEMS = {"name": "gems", "path": "/srv/gems", "layout": "files", "max_size": "10GiB"}
 
@@ -98,6 +102,80 @@ def test_a_malformed_file_is_one_sentence_that_names_file_and_key(
     assert says in message
     assert file in message
     assert "\n" not in message
+
+
+def test_every_problem_is_noted_with_its_line_and_the_rest_is_read(tmp_path: Path) -> None:
+    text = """\
+stores:
+  - name: good
+    path: /srv/good
+    layout: files
+    max_size: 1G
+  - name: bad
+    path: /srv/bad
+    layout: files
+    max_size: lots
+temps:
+  - path: relative
+daemon:
+  interval: 5m
+  drain_timeout: -1
+lock_timeout: 3s
+lock_timeout: 4s
+drain: {prune_timeout: 1s, unmount_lazy: 7}
+"""
+    config = read(write(tmp_path, text), {})
+    assert [problem.line for problem in config.problems] == [16, 9, 11, 14, 17, 17]
+    assert list(config.stores) == ["good"]
+    assert (config.interval, config.drain_timeout) == (300, 30)
+    assert (config.prune_timeout, config.unmount_lazy) == (300, True)
+
+
+def test_the_environment_stands_above_the_file_and_what_is_malformed_in_it_does_not(tmp_path: Path) -> None:
+    file = write(tmp_path, {"daemon": {"interval": "5m", "drain_timeout": "7s", "state_dir": "/run/x"}})
+    env = {
+        "BESOM_INTERVAL_MINUTES": "2.5",
+        "BESOM_DRAIN_TIMEOUT": "",
+        "BESOM_STATE_DIR": "x",
+        "BESOM_LOG_FORMAT": "xml",
+    }
+    config = read(file, env)
+    assert (config.interval, config.drain_timeout, config.state_dir, config.log_format) == (
+        150,
+        7,
+        "/run/x",
+        "text",
+    )
+    assert not any(problem.in_file for problem in config.problems)
+    for name, problem in zip(list(env)[1:], config.problems):
+        assert name in problem.message
+        assert "is in force" in problem.message
+
+
+def test_a_limit_that_cannot_be_read_from_the_environment_leaves_the_store_alone(tmp_path: Path) -> None:
+    bare = {"name": "bare", "path": "/srv/bare", "layout": "trees"}
+    config = read(write(tmp_path, {"stores": [GEMS, bare]}), {"BESOM_MAX_SIZE": "-5"})
+    assert list(config.stores) == ["gems"]
+    assert "BESOM_MAX_SIZE: '-5'" in config.problems[0].message
+
+
+def test_of_two_stores_with_one_name_neither_is_pruned(tmp_path: Path) -> None:
+    config = read(write(tmp_path, {"stores": [GEMS, {**GEMS, "max_size": "1K"}]}), {})
+    assert config.stores == {}
+
+
+@pytest.mark.parametrize(("text", "status"), [("temps: []", 0), ("temps: {}\nshops: 1", 2), ("temps: [", 2)])
+def test_config_check_names_every_problem_with_its_line(tmp_path: Path, text: str, status: int) -> None:
+    file = write(tmp_path, text)
+    command = [sys.executable, "-m", "besom_host", "config", "check", file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert ("valid" in done.stdout) == (status == 0)
+    lines = done.stderr.splitlines()
+    assert bool(lines) == bool(status)
+    assert all(re.match(rf"{re.escape(file)}:\d+: ", line) for line in lines)
+    listed = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=False).stdout)
+    assert len(listed["problems"]) == len(lines)
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
