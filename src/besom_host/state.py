@@ -11,6 +11,7 @@ import os
 import stat
 import tempfile
 import time
+import weakref
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -136,7 +137,9 @@ class StateDir:
         file.write(f"{os.getpid()}\n{Process.current().token}\n")
         file.flush()
         # A worker that outlives its daemon must not hold its place.
-        os.register_at_fork(after_in_child=lambda: os.close(file.fileno()) if not file.closed else None)
+        # Weakly: Python 3.9.2 (Debian 11) crashes at its exit over a file that it still holds for this.
+        reference = weakref.ref(file)
+        os.register_at_fork(after_in_child=lambda: _close_descriptor(reference()))
         return file
 
     def is_held(self, name: str = "daemon.pid") -> bool:
@@ -210,6 +213,11 @@ class StateDir:
                 f"A run cannot be asked for in {printable(self.path)}: {error.strerror}; "
                 "run this as the daemon's user."
             ) from error
+
+
+def _close_descriptor(file: IO[str] | None) -> None:
+    if file is not None and not file.closed:
+        os.close(file.fileno())
 
 
 def _try_lock(file: IO[str], flag: portalocker.LockFlags) -> bool:
