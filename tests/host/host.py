@@ -122,6 +122,10 @@ class Host:
                 assert left > 0, values
                 news.read(timeout=int(left * 1000))
 
+    def daemon_pid(self) -> int:
+        """The pid of a daemon that runs."""
+        return int((self.state_dir / "daemon.pid").read_text().split()[0])
+
     @property
     def log(self) -> str:
         path = self.state_dir / "daemon.log"
@@ -132,7 +136,7 @@ class Host:
             process.kill()
             process.communicate()
         with contextlib.suppress(OSError, ValueError):
-            pid = int((self.state_dir / "daemon.pid").read_text().split()[0])
+            pid = self.daemon_pid()
             if str(self.file).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
                 await_exit(pid)

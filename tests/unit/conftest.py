@@ -31,6 +31,8 @@ FIXTURES_ARE_FINE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 settings.register_profile(
     "besom", deadline=None, derandomize=True, database=None, suppress_health_check=FIXTURES_ARE_FINE
 )
+# On every Python but one: what a value or a tree makes of besom rarely depends on the Python.
+settings.register_profile("few", settings.get_profile("besom"), max_examples=20)
 settings.register_profile(
     "explore", deadline=None, max_examples=1500, database=None, suppress_health_check=FIXTURES_ARE_FINE
 )

@@ -19,6 +19,8 @@ from besom.prune import Request, prune
 from besom.sweep import sweep
 
 DAY = 86400 * 10**9
+# Each makes trees and prunes them, so fewer than a profile asks for.
+EXAMPLES = settings(max_examples=settings.default.max_examples * 2 // 5)
 
 PLACES = st.sampled_from(["", "a", "a/b", "c", ".temp-x", ".temp-y/z"])
 TOPS = st.sampled_from(
@@ -123,7 +125,7 @@ def expected_files(area: Any, limits: dict[str, Any], now: int) -> int:
     return len(may_go)
 
 
-@settings(max_examples=40)
+@EXAMPLES
 @given(entries=FILES, limits=policies())
 def test_a_prune_of_files_does_what_its_dry_run_says_and_takes_exactly_the_oldest(
     fresh: Callable[..., Any],
@@ -163,7 +165,7 @@ def test_a_prune_of_files_does_what_its_dry_run_says_and_takes_exactly_the_oldes
     assert (again.planned.entries, again.changed) == (0, False)
 
 
-@settings(max_examples=40)
+@EXAMPLES
 @given(entries=TREES, limits=policies())
 def test_a_prune_of_trees_does_what_its_dry_run_says_whole(
     fresh: Callable[..., Any],
@@ -196,7 +198,7 @@ def test_a_prune_of_trees_does_what_its_dry_run_says_whole(
     assert (again.planned.entries, again.changed) == (0, False)
 
 
-@settings(max_examples=40)
+@EXAMPLES
 @given(entries=TREES, days=st.integers(1, 6))
 def test_a_sweep_does_what_its_dry_run_says(
     fresh: Callable[..., Any],
@@ -219,7 +221,7 @@ def test_a_sweep_does_what_its_dry_run_says(
     assert not sweep(temps, make_run()).changed
 
 
-@settings(max_examples=40)
+@EXAMPLES
 @given(
     files=FILES,
     trees=TREES,

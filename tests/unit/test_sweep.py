@@ -119,25 +119,25 @@ def test_what_is_neither_directory_nor_file_stays(
 @pytest.mark.parametrize(
     ("patterns", "gone"),
     [
-        (("a*",), {"a", "ab"}),
-        (("?b",), {"ab"}),
-        (("[ab]",), {"a", "b"}),
-        (("a", "b"), {"a", "b"}),
-        (("a*", "*b"), {"a", "ab", "b"}),
-        (("A*",), set()),
-        (("",), set()),
-        (("*",), {"a", "ab", "b", ".hidden"}),
+        (("a*",), "a ab"),
+        (("?b",), "ab"),
+        (("[ab]",), "a b"),
+        (("a", "b"), "a b"),
+        (("a*", "*b"), "a ab b"),
+        (("A*",), ""),
+        (("",), ""),
+        (("*",), "a ab b .hidden"),
     ],
     ids=str,
 )
 def test_patterns_are_globs_of_whole_names(
-    area: Any, swept: Callable[..., Any], patterns: tuple[str, ...], gone: set[str]
+    area: Any, swept: Callable[..., Any], patterns: tuple[str, ...], gone: str
 ) -> None:
     everything = {"a", "ab", "b", ".hidden"}
     for name in everything:
         area.file(name, days=9)
     swept(area, *patterns)
-    assert area.files() == everything - gone
+    assert area.files() == everything - set(gone.split())
 
 
 def test_lost_and_found_stays_whatever_the_pattern(area: Any, swept: Callable[..., Any]) -> None:
