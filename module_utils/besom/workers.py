@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import select
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Callable, TypeVar
@@ -54,6 +55,9 @@ def _fork(share: Share, work: Callable[[Share], Result], shutdown: Shutdown) -> 
         return pid, source
     try:
         shutdown.listen()
+        # Those reach a whole group from a terminal; what this process is to do, its parent tells it.
+        for signum in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
         with open(sink, "wb") as stream:
             pickle.dump(work(share), stream)
     finally:
@@ -71,7 +75,7 @@ def _collect(pid: int, source: int, shutdown: Shutdown) -> Result | None:
         if shutdown.requested and not told:
             told = True
             with suppress(ProcessLookupError):
-                os.kill(pid, shutdown.signum)
+                os.kill(pid, signal.SIGTERM)
         if poll.poll(_WAKE_MS):
             block = os.read(source, 1 << 16)
             if not block:

@@ -234,8 +234,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _failed(options: argparse.Namespace, message: str, status: int) -> int:
     if options.json:
-        print(
-            json.dumps({"operation": options.command, "changed": False, "error": message, "status": status})
-        )
+        result = {"operation": options.command, "changed": False, "error": message, "status": status}
+        try:
+            print(json.dumps(result), flush=True)
+        except OSError:
+            # A disk that is full, or a reader that is gone: what is left is the status.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     print(f"besom: {message}", file=sys.stderr)
     return status

@@ -65,6 +65,7 @@ class Config:
     log_format: str = "text"
     log_file: str = ""
     textfile: str = ""
+    readable: bool = True  # the file is YAML, or there is none
     problems: list[Problem] = field(default_factory=list)
 
     def sentence(self, problem: Problem) -> str:
@@ -73,6 +74,12 @@ class Config:
             return problem.message
         where = f", line {problem.line}:" if problem.line else ""
         return f"{printable(self.path)}{where} {problem.message}"
+
+    @property
+    def stop_timeout(self) -> float:
+        """Seconds in which a daemon that is told to stop has finished: its run, and a hook after it."""
+        hooks = [store.hooks.timeout for store in self.stores.values() if store.hooks.after]
+        return self.drain_timeout + max(hooks, default=0.0)
 
     @property
     def sentences(self) -> list[str]:
@@ -267,12 +274,17 @@ class _Reader:
                     if node is None:
                         return None
                     self._find_lines(node, (), [0])
-                    return loader.construct_document(node)
+                    values = loader.construct_document(node)
+                    # What cannot be told in a sentence cannot be read either: huge numbers, surrogates.
+                    str(values).encode()
+                    return values
                 finally:
                     loader.dispose()
         except OSError as error:
+            self.config.readable = False
             self.config.problems.append(Problem(0, f"cannot be read: {error.strerror}."))
-        except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        except Exception as error:  # noqa: BLE001 (PyYAML's constructors raise what comes, as for !!int "")
+            self.config.readable = False
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or "it cannot be parsed"
             line = mark.line + 1 if mark else 1

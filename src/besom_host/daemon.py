@@ -22,7 +22,7 @@ from besom.units import format_duration, format_size, printable
 from . import log
 from .config import Config, find, read
 from .cycle import housekeeping, missed, summary
-from .notify import notify, notify_reloading, watchdog_s
+from .notify import ONCE, notify, notify_reloading, watchdog_s
 from .process import Process
 from .state import DRAINING, IDLE, RUNNING, STARTING, StateDir, Status
 
@@ -30,6 +30,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.
 # A run that frees nothing although it should doubles the interval, up to this many times it.
 _MOST_BACK_OFF = 16
 _TICK_S = 0.05
+_REFUSED_S = 60.0  # a host that drains is asked again after this
 _LONGEST_WAIT_S = 86400.0  # the system call cannot wait for every interval that can be configured
 _MOST_MESSAGES = 20
 
@@ -45,7 +46,7 @@ class Daemon:
             Process.current(),
             since=time.time(),
             config=config.path,
-            drain_timeout=config.drain_timeout,
+            stop_timeout=config.stop_timeout,
             warnings=config.sentences,
         )
         self.asked = self.reload_asked = False
@@ -63,8 +64,9 @@ class Daemon:
         # Before anybody can learn of this process: the default of these signals is death.
         for signum in SIGNALS:
             signal.signal(signum, self.heard)
-        if self.shutdown.requested:
-            self.heard(self.shutdown.signum)
+        early, self.shutdown.signum = self.shutdown.signum, 0
+        if early:
+            self.heard(early)
         # Not given back before the process ends: a place that is free is that of a daemon that is gone.
         self.place = self.state.acquire()
         refusal = log.configure(self.config.log_format, self.config.log_file)
@@ -85,6 +87,9 @@ class Daemon:
         self.status.last_run = previous.last_run
         self._publish(IDLE)
         notify("READY=1", "STATUS=Ready.")
+        if os.environ.pop(ONCE, ""):
+            # Whoever has started it listens no longer, and somebody else may on that name.
+            os.environ.pop("NOTIFY_SOCKET", None)
         try:
             while not self.drain_signal:
                 self._turn()
@@ -114,7 +119,7 @@ class Daemon:
     def _tick(self) -> None:
         """What has its time while work goes on: the watchdog, and the end of a drain's patience."""
         now = time.monotonic()
-        if self.drain_signal and now >= self.drain_deadline:
+        if self.drain_signal and not self.shutdown.requested and now >= self.drain_deadline:
             self.shutdown.request(self.drain_signal)
         every = watchdog_s()
         if every and now - self.told_watchdog >= every:
@@ -142,8 +147,9 @@ class Daemon:
 
     def _run_once(self) -> None:
         if is_draining():
+            # What was asked for is answered by the first run after that.
             self.asked = False
-            self.due = time.monotonic() + self.config.interval
+            self.due = time.monotonic() + min(self.config.interval, _REFUSED_S)
             log.warning("run_refused", "No run begins, since this host drains ({path} exists).", path=FLAG)
             self._publish(IDLE)
             return
@@ -256,7 +262,7 @@ class Daemon:
         self.config = config
         self.status.reload_error = ""
         self.status.warnings = config.sentences
-        self.status.drain_timeout = config.drain_timeout
+        self.status.stop_timeout = config.stop_timeout
         refusal = log.configure(config.log_format, config.log_file)
         log.info("reloaded", "The configuration was read again.", stores=len(config.stores))
         if refusal:
@@ -278,10 +284,12 @@ class Daemon:
         if self.publishing or self.place is None:
             return
         self.publishing = True
-        while self.news:
-            self.news = False
-            self._write()
-        self.publishing = False
+        try:
+            while self.news:
+                self.news = False
+                self._write()
+        finally:
+            self.publishing = False
 
     def _write(self) -> None:
         notify(f"STATUS={self._sentence()}")

@@ -18,13 +18,15 @@ from besom.shutdown import Shutdown
 from besom.units import format_duration, format_size, parse_duration, printable
 
 from .config import find, read
-from .service import is_service, systemctl
-from .state import IDLE, STARTING, StateDir, Status
+from .service import is_main, is_service, systemctl
+from .state import DRAINING, IDLE, STARTING, STOPPED, StateDir, Status
 from .waiting import Deadline, wait_for
 
 START_TIMEOUT = 30.0
 # Beyond its drain_timeout a daemon needs a moment to finish an entry and to go.
 STOP_MARGIN = 10.0
+# With --no-block it only takes a job down.
+SYSTEMCTL_S = 10.0
 
 
 class Control:
@@ -113,16 +115,22 @@ def start(control: Control) -> int:
     status = control.state.observe()
     if not status.alive or status.state == STARTING:
         status = _start(control)
-    sentence = f"The daemon runs (pid {status.pid})."
-    return control.finish(status, sentence)
+    if status.state in (STOPPED, STARTING):
+        where = printable(control.state.path)
+        return control.finish(
+            status, f"The daemon has not become ready in time; look at its log, and at {where}.", 1
+        )
+    return control.finish(status, f"The daemon runs (pid {status.pid}).")
 
 
 def _start(control: Control) -> Status:
     refuse_new_work("starting the daemon")
-    timeout = control.timeout(START_TIMEOUT) or START_TIMEOUT
+    timeout = control.timeout(START_TIMEOUT)
+    assert timeout is not None  # noqa: S101 (for mypy: the default is a number)
+    deadline = Deadline(timeout)
     control.state.prepare()
     if is_service(control.config):
-        systemctl("start", timeout=timeout)
+        systemctl("start", "--no-block", timeout=SYSTEMCTL_S)
         control.changed = True
     else:
         from .detach import start_detached
@@ -135,9 +143,7 @@ def _start(control: Control) -> Status:
             # Somebody else has started it meanwhile: that is what was asked for.
             if not control.state.observe().alive or control.shutdown.requested:
                 raise
-    return _until(
-        control, Deadline(timeout), "starting the daemon", lambda now: now.alive and now.state != STARTING
-    )
+    return _until(control, deadline, "starting the daemon", lambda now: now.alive and now.state != STARTING)
 
 
 def _until(control: Control, deadline: Deadline, doing: str, reached: Callable[[Status], bool]) -> Status:
@@ -152,14 +158,18 @@ def _until(control: Control, deadline: Deadline, doing: str, reached: Callable[[
 def stop(control: Control) -> int:
     status = control.state.observe()
     if not status.alive:
+        if not control.config.readable and "BESOM_STATE_DIR" not in os.environ:
+            return control.finish(status, f"{control.nobody()}; name its place with BESOM_STATE_DIR.", 1)
         return control.finish(status, "No daemon runs.")
-    allowed = control.timeout(status.drain_timeout + STOP_MARGIN)
+    allowed = control.timeout(status.stop_timeout + STOP_MARGIN)
     control.changed = True
     # Opened before it is told: the descriptor answers for this process and no later one.
     fd = status.process.open() if status.process else None
-    if is_service(control.config):
-        systemctl("stop", "--no-block")
-    else:
+    if is_service(control.config) and is_main(status.pid):
+        # Or systemd would start it again.
+        systemctl("stop", "--no-block", timeout=SYSTEMCTL_S)
+    elif status.state != DRAINING:
+        # A second signal would cut short what a first one lets finish.
         _send(status, signal.SIGTERM)
     try:
         gone = _gone(control, fd, allowed)

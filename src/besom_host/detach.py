@@ -11,6 +11,7 @@ from besom.errors import BesomError
 from besom.shutdown import Shutdown
 from besom.units import format_duration, printable
 
+from .notify import ONCE
 from .process import Process, own_command, start_token
 from .waiting import Deadline, wait_for
 
@@ -86,7 +87,7 @@ def _spawn(command: list[str], output: str, address: str) -> Process:
             os.write(sink, str(grandchild).encode())
             os._exit(0)
         _detach(output)
-        os.execve(command[0], command, {**os.environ, "NOTIFY_SOCKET": address})  # noqa: S606
+        os.execve(command[0], command, {**os.environ, "NOTIFY_SOCKET": address, ONCE: "1"})  # noqa: S606
     finally:
         os._exit(1)
 

@@ -24,8 +24,8 @@ from besom.unmount import UnmountRequest, unmount
 
 from .config import Config
 from .process import Process, own_command
-from .service import is_service, systemctl
-from .state import StateDir, Status
+from .service import is_main, is_service, systemctl
+from .state import DRAINING, StateDir, Status
 from .waiting import Deadline, wait_for
 
 # What a phase keeps of its time for its last means: at most this, and never more than a quarter.
@@ -107,6 +107,10 @@ class Drain:
         status = self.state.observe()
         if not status.alive or status.process is None:
             phase.summary = "no daemon runs"
+            if not self.config.readable:
+                phase.fail(
+                    f"Where the daemon is, and what to unmount, cannot be known: {self.config.sentences[0]}"
+                )
             return
         phase.changed = True
         phase.summary = f"pid {status.pid} is {status.state}"
@@ -134,21 +138,26 @@ class Drain:
 
     def _stop(self, phase: Phase, status: Status, process: Process, fd: int) -> bool:
         """TERM, TERM again when the time is nearly up, KILL when it is; whether it is gone."""
+        whole = Deadline(phase.timeout)
         last = min(_LAST_MEANS_S, phase.timeout / 4)
 
         def gone(seconds: float) -> bool:
             return wait_for([fd], Deadline(seconds), self.shutdown, "draining the daemon")
 
-        if is_service(self.config):
-            # Or systemd would start it again.
-            systemctl("stop", "--no-block", timeout=phase.timeout)
-        else:
+        try:
+            if is_service(self.config) and is_main(status.pid):
+                # Or systemd would start it again.
+                systemctl("stop", "--no-block", timeout=last)
+            elif status.state != DRAINING:
+                process.send(signal.SIGTERM)
+        except BesomError as error:
+            phase.messages.append(str(error))
             process.send(signal.SIGTERM)
-        if gone(phase.timeout - last):
+        if gone(max(0.0, (whole.left or 0.0) - last)):
             return True
         phase.timed_out = phase.forced = True
         process.send(signal.SIGTERM)
-        if gone(last):
+        if gone(whole.left or 0.0):
             return True
         process.send(signal.SIGKILL)
         return gone(0.5)
@@ -194,7 +203,7 @@ class Drain:
         report: dict[str, Any] = {}
         with suppress(ValueError):
             # What it says on stderr may stand around its one object.
-            report, _end = json.JSONDecoder().raw_decode(ended.text[ended.text.find("{") :])
+            report, _end = json.JSONDecoder().raw_decode(ended.text[ended.text.find('{"operation"') :])
         phase.report = report or None
         phase.cleanups_run = report.get("cleanups_run", 0)
         phase.cleanups_failed = len(report.get("cleanups_failed", ()))
@@ -212,9 +221,9 @@ class Drain:
                 "it was ended between two entries."
             )
         elif ended.status != 0:
-            phase.fail(
-                report.get("error") or printable(ended.text[-400:]) or f"It ended with {ended.status}."
-            )
+            said = "" if report else printable(ended.text[-400:])
+            warnings = " ".join(self.config.sentences)
+            phase.fail(report.get("error") or said or f"It ended with {ended.status}. {warnings}".strip())
 
 
 @contextmanager

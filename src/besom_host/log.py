@@ -8,6 +8,7 @@ import logging.handlers
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from besom.units import printable
@@ -96,6 +97,21 @@ def _time(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
 
 
+class _File(logging.handlers.WatchedFileHandler):
+    """The log file, opened anew when it was moved; what cannot be written there goes to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The opening stands outside of what the class itself guards.
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
 def configure(format_: str = "text", file: str = "") -> str:
     """Send events to the file, or to stderr; returns why the file cannot be written, if so.
 
@@ -105,7 +121,7 @@ def configure(format_: str = "text", file: str = "") -> str:
     handler: logging.Handler
     try:
         if file:
-            handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8", errors="backslashreplace")
+            handler = _File(file, encoding="utf-8", errors="backslashreplace")
         else:
             handler = logging.StreamHandler(sys.stderr)
     except OSError as problem:

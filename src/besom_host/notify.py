@@ -7,6 +7,9 @@ import socket
 import time
 from contextlib import suppress
 
+# Set by who listens until the daemon is ready, and no longer.
+ONCE = "BESOM_NOTIFY_ONCE"
+
 
 def notify(*lines: str) -> None:
     """Send the lines as one message; nobody listening is no error."""
@@ -15,7 +18,8 @@ def notify(*lines: str) -> None:
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.connect("\0" + address[1:] if address[0] == "@" else address)
-        sock.sendall("\n".join(lines).encode("utf-8", "backslashreplace"))
+        # Nobody who listens and does not read shall keep besom waiting.
+        sock.sendmsg(["\n".join(lines).encode("utf-8", "backslashreplace")], (), socket.MSG_DONTWAIT)
 
 
 def notify_reloading() -> None:

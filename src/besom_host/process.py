@@ -29,7 +29,9 @@ def own_command() -> list[str]:
     program = os.path.abspath(sys.argv[0])
     if os.path.basename(program) == "__main__.py":
         return [sys.executable, "-m", "besom_host"]
-    return [sys.executable, program]
+    # As isolated from its surroundings as this one is.
+    isolation = ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site
+    return [sys.executable, *isolation, program]
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,23 @@ class Process:
     def current(cls) -> Process:
         return cls(os.getpid(), start_token(os.getpid()))
 
+    @property
+    def runs(self) -> bool:
+        """Whether it is there still."""
+        return bool(self.token) and start_token(self.pid) == self.token
+
     def open(self) -> int | None:
         """A pidfd, readable once the process is gone; None when it is gone already."""
         try:
             fd = os.pidfd_open(self.pid)
-        except OSError:
+        except ProcessLookupError:
             return None
+        except (AttributeError, OSError) as error:
+            raise BesomError(
+                f"This system has no pidfd_open(2), which besom's daemon needs: {error}."
+            ) from error
         # The descriptor stands for one process for ever: what is checked now stays true.
-        if self.token and start_token(self.pid) == self.token:
+        if self.runs:
             return fd
         os.close(fd)
         return None

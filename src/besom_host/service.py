@@ -10,6 +10,8 @@ from besom.errors import BesomError
 from .config import HOST_FILE, Config
 
 UNIT = "besom.service"
+# systemd answers at once, or something is wrong with it.
+_ANSWER_S = 5.0
 
 
 def is_service(config: Config) -> bool:
@@ -19,9 +21,19 @@ def is_service(config: Config) -> bool:
     return _show("LoadState") == "loaded" and "BESOM_STATE_DIR" not in os.environ
 
 
+def is_main(pid: int | None) -> bool:
+    """Whether the unit's process is that one, and not one that was started beside it."""
+    return pid is not None and _show("MainPID") == str(pid)
+
+
 def _show(what: str) -> str:
     command = ["systemctl", "show", "--property", what, "--value", UNIT]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_ANSWER_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
     return done.stdout.strip()
 
 

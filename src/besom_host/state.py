@@ -39,7 +39,8 @@ class Status:
 
     in_flight: {operation, path, since} of what is at work; last_run: {began, ended, outcome,
     removed_entries, freed_bytes, messages}; answered: the last request that a run has answered; runs and
-    reloads: how many have been completed; reload_error: why the last reload changed nothing.
+    reloads: how many have been completed; reload_error: why the last reload changed nothing;
+    stop_timeout: seconds in which it has finished when it is told to stop.
     """
 
     state: str = STOPPED
@@ -53,7 +54,7 @@ class Status:
     runs: int = 0
     reloads: int = 0
     reload_error: str = ""
-    drain_timeout: float = 30.0
+    stop_timeout: float = 30.0
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -115,22 +116,20 @@ class StateDir:
                 "write, and that user must be the one who runs this; set daemon.state_dir or BESOM_STATE_DIR."
             )
 
-    def _open(self, name: str, flags: int) -> int:
-        return os.open(self._at(name), flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    def _open(self, name: str, flags: int, mode: int = 0o600) -> int:
+        # Whoever can open a file can lock it: what is locked is not for others to read.
+        return os.open(self._at(name), flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
 
     def acquire(self, name: str = "daemon.pid") -> IO[str]:
         """Become the daemon: the file, locked while it is open. Raises AlreadyRuns."""
         self.prepare()
         file = os.fdopen(self._open(name, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
-        deadline = time.monotonic() + _PATIENCE_S
-        while not _try_lock(file, portalocker.LockFlags.EXCLUSIVE):
-            if time.monotonic() >= deadline:
-                file.seek(0)
-                pid = file.read(20).split("\n")[0]
-                file.close()
-                who = f", pid {pid}" if pid.isdigit() else ""
-                raise AlreadyRuns(f"Another besom already runs in {printable(self.path)}{who}.")
-            time.sleep(0.01)
+        os.fchmod(file.fileno(), 0o600)
+        if not _lock(file):
+            pid = file.read(20).split("\n")[0]
+            file.close()
+            who = f", pid {pid}" if pid.isdigit() else ""
+            raise AlreadyRuns(f"Another besom already runs in {printable(self.path)}{who}.")
         # Written after it is won: the content is never another's (CVE-2025-68146).
         file.seek(0)
         file.truncate()
@@ -138,14 +137,16 @@ class StateDir:
         file.flush()
         # A worker that outlives its daemon must not hold its place.
         # Weakly: Python 3.9.2 (Debian 11) crashes at its exit over a file that it still holds for this.
-        reference = weakref.ref(file)
-        os.register_at_fork(after_in_child=lambda: _close_descriptor(reference()))
+        reference, owner = weakref.ref(file), os.getpid()
+        os.register_at_fork(after_in_child=lambda: _close_descriptor(reference(), owner))
         return file
 
-    def is_held(self, name: str = "daemon.pid") -> bool:
-        """Whether a process has the lock; asking disturbs nobody."""
+    def is_held(self, name: str = "daemon.pid") -> bool | None:
+        """Whether a process has the lock, None where this user may not ask; asking disturbs nobody."""
         try:
             fd = self._open(name, os.O_RDONLY)
+        except PermissionError:
+            return None
         except OSError:
             return False
         with os.fdopen(fd) as file:
@@ -153,15 +154,17 @@ class StateDir:
 
     def observe(self) -> Status:
         """How the daemon is, whatever became of the one that wrote the files."""
-        status = self._read()
-        if not self.is_held():
+        status, held = self._read(), self.is_held()
+        told = status.process is not None and status.process.runs
+        if held is False or (held is None and not told):
             status.state, status.process, status.since = STOPPED, None, None
             status.next_run, status.in_flight, status.reload_error = None, [], ""
             return status
-        found = self._holder()
-        if found is not None and status.process == found:
+        found = status.process if held is None else self._holder()
+        if told and status.process == found:
             return status
         # It has won its place, and has not told of itself yet.
+        found = found if found is not None and found.runs else None
         return Status(STARTING, found, last_run=status.last_run, answered=status.answered)
 
     def _holder(self) -> Process | None:
@@ -177,7 +180,8 @@ class StateDir:
             with os.fdopen(self._open("status.json", os.O_RDONLY), encoding="utf-8") as file:
                 values = json.load(file)
             process = values.pop("process")
-            return Status(**values, process=Process(**process) if process else None)
+            status = Status(**values, process=Process(**process) if process else None)
+            return status if _is_sound(status) else Status()
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
             return Status()
 
@@ -185,7 +189,7 @@ class StateDir:
         """Replace status.json, which only the holder of the lock does. Raises OSError."""
         temp = self._at(".status.json.new")
         values = {**vars(status), "process": vars(status.process) if status.process else None}
-        fd = self._open(".status.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        fd = self._open(".status.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             json.dump(values, file)
         os.rename(temp, self._at("status.json"))
@@ -202,7 +206,8 @@ class StateDir:
         """Ask for one more run; returns its number. Raises BesomError where that cannot be written."""
         try:
             with os.fdopen(self._open("trigger", os.O_RDWR | os.O_CREAT), "r+") as file:
-                portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
+                if not _lock(file):
+                    raise BesomError(f"{printable(self._at('trigger'))} stays locked by another program.")
                 number = self.asked() + 1
                 # One write of a fixed width: a reader sees the old number or the new one.
                 file.write(f"{number:020}")
@@ -215,9 +220,35 @@ class StateDir:
             ) from error
 
 
-def _close_descriptor(file: IO[str] | None) -> None:
-    if file is not None and not file.closed:
+def _is_sound(status: Any) -> bool:
+    """Whether the values are of the kinds that they should be, whoever has written them."""
+    numbers = (status.answered, status.runs, status.reloads)
+    keys = ("began", "ended", "outcome", "removed_entries", "freed_bytes", "messages")
+    last, works = status.last_run, status.in_flight
+    return (
+        all(isinstance(number, int) for number in numbers)
+        and isinstance(status.stop_timeout, (int, float))
+        and (last is None or (isinstance(last, dict) and all(key in last for key in keys)))
+        and isinstance(works, list)
+        and all(isinstance(one, dict) and {"operation", "path", "since"} <= one.keys() for one in works)
+        and (status.process is None or isinstance(status.process.pid, int))
+    )
+
+
+def _close_descriptor(file: IO[str] | None, owner: int) -> None:
+    # A child's own child may have the number in use for something else.
+    if file is not None and not file.closed and os.getppid() == owner:
         os.close(file.fileno())
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file; False when another process has it for longer than a look takes."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not _try_lock(file, portalocker.LockFlags.EXCLUSIVE):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _try_lock(file: IO[str], flag: portalocker.LockFlags) -> bool:
