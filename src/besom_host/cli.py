@@ -208,9 +208,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status. What can be foreseen ends in one sentence on stderr."""
+def main(argv: Sequence[str] | None = None, noted: Sequence[int] = ()) -> int:
+    """Run one command; returns its exit status. What can be foreseen ends in one sentence on stderr.
+
+    noted: signals that came before this; looked at once their handlers are replaced.
+    """
     shutdown = Shutdown().listen()
+    for signum in noted:
+        shutdown.request(signum)
     options = build_parser().parse_args(argv)
     if not options.command:
         build_parser().print_help()
@@ -218,6 +223,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Imported late: yaml, locks and the engine's rooms are not needed for --help.
         room = import_module(f".{_ROOMS.get(options.command, 'commands')}", __package__)
+        if (options.command, getattr(options, "action", "")) != ("daemon", "run"):
+            # The daemon takes a signal for its drain, which is its normal end.
+            shutdown.check("about to begin")
         status: int = getattr(room, f"{options.command}_command")(options, shutdown)
         sys.stdout.flush()
     except BesomError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from functools import partial
 from typing import Any, Callable
 
 from besom.drain_flag import refuse_new_work
-from besom.errors import Interrupted, UsageError
+from besom.errors import UsageError
 from besom.fetch import check_url, plain_opener
 from besom.housekeep import Outcome, check_roots, perform
 from besom.info import inspect
@@ -36,6 +35,7 @@ from besom.units import (
 from .config import Config, load
 from .output import absolute, limits_text, noted_text, removal_text, say, table, when
 from .progress import Bar
+from .waiting import Deadline, wait_for
 
 # Where the work is, and the work itself, which takes run=.
 Work = tuple[str, Callable[..., Report]]
@@ -164,23 +164,18 @@ def clean_command(options: Namespace, shutdown: Shutdown) -> int:
     if options.all and not (options.dry_run or options.yes):
         preview = _perform(options, config, shutdown, work, dry_run=True)
         text = removal_text(preview.reports, nouns, dry_run=True)
-        if text and not _confirmed(text):
+        if text and not _confirmed(text, shutdown):
             say("Nothing was removed.")
             return 0
     return finish(options, _perform(options, config, shutdown, work, options.dry_run), nouns)
 
 
-def _confirmed(text: str) -> bool:
-    """Ask on the terminal; Ctrl+C there is an interruption, not an answer."""
+def _confirmed(text: str, shutdown: Shutdown) -> bool:
+    """Ask on the terminal; a signal there is an interruption, not an answer."""
     print(text, file=sys.stderr)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        print("Remove all of this? [y/N] ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
-    except KeyboardInterrupt:
-        raise Interrupted("Interrupted. Nothing was removed.", signal.SIGINT) from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    print("Remove all of this? [y/N] ", end="", file=sys.stderr, flush=True)
+    wait_for([sys.stdin.fileno()], Deadline(None), shutdown, "waiting for an answer")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def info_command(options: Namespace, shutdown: Shutdown) -> int:

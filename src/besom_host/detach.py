@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 from contextlib import suppress
 
@@ -14,6 +15,9 @@ from besom.units import format_duration, printable
 from .notify import ONCE
 from .process import Process, own_command, start_token
 from .waiting import Deadline, wait_for
+
+# How long one that is told to stop before it was ready may take to be gone, in seconds.
+_GONE_S = 5.0
 
 
 def start_detached(config: str, output: str, timeout: float, shutdown: Shutdown) -> None:
@@ -45,6 +49,7 @@ def start_detached(config: str, output: str, timeout: float, shutdown: Shutdown)
                     for line in lines:
                         if line.startswith("STATUS="):
                             reason = line.partition("=")[2]
+                shutdown.check("starting the daemon")
                 if fd is None or select.select([fd], [], [], 0)[0]:
                     raise BesomError(reason or f"The daemon ended at once; {printable(output)} says why.")
                 if gone:
@@ -55,7 +60,8 @@ def start_detached(config: str, output: str, timeout: float, shutdown: Shutdown)
         except BaseException:
             # Nobody is left who would know of a daemon that is half started.
             with suppress(BesomError):
-                process.send(15)
+                if process.send(signal.SIGTERM) and fd is not None:
+                    select.select([fd], [], [], _GONE_S)
             raise
         finally:
             if fd is not None:
@@ -82,6 +88,10 @@ def _spawn(command: list[str], output: str, address: str) -> Process:
         return Process(pid, start_token(pid))
     try:
         os.setsid()
+        # A handler of Python's would only note what comes before execve, and forget it there.
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, signal.SIG_DFL)
         grandchild = os.fork()
         if grandchild:
             os.write(sink, str(grandchild).encode())

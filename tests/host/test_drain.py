@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,34 +15,11 @@ import pytest
 from .conftest import Held
 from .fuse import Fuse, mounted, stop
 from .host import PATIENCE_S, Done, Host
+from .own_run import own_run
 
 pytestmark = pytest.mark.root
 
 FAST = {"daemon_timeout": "4s", "unmount_timeout": "2s", "prune_timeout": "8s"}
-
-
-CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
-
-
-@contextmanager
-def own_run(run: Path) -> Iterator[None]:
-    """A mount namespace for this thread and its children, in which /run is the directory run.
-
-    The drain flag has a fixed path there, which other tests must not see.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
-    where = os.getcwd()
-    if libc.unshare(CLONE_FS | CLONE_NEWNS):
-        pytest.skip(f"no mount namespace here: {os.strerror(ctypes.get_errno())}")
-    try:
-        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-        subprocess.run(["mount", "--bind", run, "/run"], check=True)
-        yield
-    finally:
-        assert libc.setns(before, CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
-        os.close(before)
-        os.chdir(where)
 
 
 class Draining(Host):
