@@ -166,7 +166,7 @@ def build_parser() -> Parser:
         "say how each phase went. Each has its own time, from the section drain of the configuration. What "
         "fails in one keeps no other from its turn. The host refuses new work until --resume or a boot.",
     )
-    one.add_argument("--resume", action="store_true", help="take new work again, and start what was stopped")
+    one.add_argument("--resume", action="store_true", help="take new work again, and start the unit")
     one.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
 
     one = command("daemon", "the prune daemon", "Run, start, stop, see, poke and wait for the prune daemon.")
