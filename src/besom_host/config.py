@@ -7,6 +7,7 @@ daemon warns of them and goes on.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -276,7 +277,7 @@ class _Reader:
                     self._find_lines(node, (), [0])
                     values = loader.construct_document(node)
                     # What cannot be told in a sentence cannot be read either: huge numbers, surrogates.
-                    str(values).encode()
+                    json.dumps(values, ensure_ascii=False, default=str, skipkeys=True).encode()
                     return values
                 finally:
                     loader.dispose()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from inotify_simple import INotify, flags
 
 from .conftest import Held
 from .host import PATIENCE_S, Host, await_exit
@@ -498,3 +502,119 @@ def test_term_in_the_middle_of_a_large_prune_leaves_a_store_that_the_next_run_fi
     assert status["last_run"]["outcome"] in ("interrupted", "done")
     host.start()
     assert sum(len(files) for _, _, files in os.walk(host.store)) == 3
+
+
+def test_a_log_whose_directory_is_gone_ends_nothing(host: Host) -> None:
+    place = host.path / "log"
+    place.mkdir()
+    host.configure(log={"file": str(place / "besom.log")})
+    pid = host.start()
+    shutil.rmtree(place)
+    host.fill(5)
+    host.daemon("trigger")
+    assert host.daemon("wait", "--timeout", "60s").status == 0
+    assert host.daemon("status")["pid"] == pid
+    assert len(host.names()) == 3
+    assert "A run begins (asked)" in host.log
+
+
+def test_the_hook_after_a_prune_has_its_time_although_the_drain_is_over(host: Host) -> None:
+    hook = f"touch {host.path}/began; flock {host.path}/gate true; touch {host.path}/ended"
+    gems = {"name": "gems", "path": str(host.store), "layout": "files", "max_entries": 3, "after_prune": hook}
+    host.configure(stores=[gems], daemon={"drain_timeout": 0})
+    gate = host.path / "gate"
+    gate.touch()
+    held = Held(gate)
+    host.fill(5)
+    with INotify() as news:
+        news.add_watch(host.path, flags.CREATE)
+        daemon = host.popen("daemon", "run", stderr=subprocess.DEVNULL)
+        while not (host.path / "began").exists():
+            assert news.read(timeout=60_000)
+    daemon.send_signal(signal.SIGTERM)
+    host.until(lambda now: now["state"] == "draining")
+    held.release()
+    assert daemon.wait(PATIENCE_S) == 0
+    assert (host.path / "ended").exists()
+
+
+def test_a_second_stop_does_not_cut_the_first_one_short(host: Host, hold: Callable[[Path], Held]) -> None:
+    host.configure(daemon={"drain_timeout": "1h"}, lock_timeout="1h")
+    host.start()
+    host.fill(5)
+    held = hold(host.store)
+    host.daemon("trigger")
+    host.until(lambda now: now["in_flight"])
+    assert host.daemon("stop", "--timeout", "0.1s").status == 1
+    assert host.daemon("stop", "--timeout", "0.1s").status == 1
+    held.release()
+    assert host.daemon("stop").status == 0
+    assert host.daemon("status")["last_run"]["outcome"] == "done"
+    assert len(host.names()) == 3
+
+
+def test_stop_does_not_claim_what_a_broken_file_keeps_it_from_knowing(host: Host) -> None:
+    pid = host.start()
+    text = host.file.read_text()
+    host.file.write_text("stores: [")
+    refused = host.daemon("stop")
+    assert refused.status == 1
+    assert "BESOM_STATE_DIR" in refused["error"]
+    host.file.write_text(text)
+    assert host.daemon("status")["pid"] == pid
+
+
+WILD = [
+    *("", "[]", "7", "\xff", '{"process": null}', '{"process": null, "answered": null}'),
+    *('{"last_run": "x", "process": null}', '{"process": {"pid": 1}}'),
+    *('{"process": {"pid": "x", "token": 3}}', '{"in_flight": [3], "process": null}'),
+]
+
+
+@pytest.mark.parametrize("text", WILD)
+def test_whatever_stands_in_the_status_file_is_survived(host: Host, text: str) -> None:
+    host.state_dir.mkdir()
+    (host.state_dir / "status.json").write_text(text, encoding="latin-1")
+    assert host.daemon("status").status == 1
+    pid = host.start()
+    assert host.daemon("status")["pid"] == pid
+
+
+def test_what_is_locked_cannot_be_opened_by_others(host: Host) -> None:
+    host.start()
+    host.daemon("trigger")
+    modes = {path.name: path.stat().st_mode & 0o077 for path in host.state_dir.iterdir()}
+    assert (modes["daemon.pid"], modes["trigger"]) == (0, 0)
+    assert modes["status.json"] == 0o044
+
+
+def test_hup_at_any_moment_of_the_start_leaves_a_daemon_that_prunes(host: Host) -> None:
+    dice = random.Random(5)  # noqa: S311
+    for _ in range(6):
+        with subprocess.Popen(
+            host.command("daemon", "run"), env=host.environment(), stderr=subprocess.DEVNULL
+        ) as daemon:
+            select.select([], [], [], dice.uniform(0.1, 0.5))
+            daemon.send_signal(signal.SIGHUP)
+            # Before Python has got as far as besom, the kernel ends it.
+            fd = os.pidfd_open(daemon.pid)
+            if not select.select([fd], [], [], 0.5)[0]:
+                host.until(lambda now, pid=daemon.pid: now["pid"] == pid and now["runs"] > 0)
+                assert host.daemon("status")["last_run"]["outcome"] == "done"
+            os.close(fd)
+            daemon.terminate()
+
+
+def test_a_full_disk_for_its_answer_is_no_traceback(host: Host) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*host.command("daemon", "status"), "--json"],
+            env=host.environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
