@@ -20,6 +20,7 @@ from .daemons import COMMAND, Host
 from .play import PLAYBOOK, TOP
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root (a /run for each host)")
+OFF = ["-e", "besom_poweroff=true"]
 DRAIN = """
 drain: {daemon_timeout: 4s, prune_timeout: 20s}
 """
@@ -68,6 +69,10 @@ def inventory(hosts: dict[str, Host], tmp_path_factory: pytest.TempPathFactory) 
                 "ansible_python_interpreter": sys.executable,
                 "besom_command": str(command),
             }
+        fake = control / "bin/shutdown"
+        fake.parent.mkdir()
+        fake.write_text(f'#!/bin/sh\necho "$@" >> {control}/powered-off\n')
+        fake.chmod(0o755)
         file = control / "inventory.json"
         file.write_text(json.dumps({"all": {"hosts": found}}))
         yield file
@@ -77,7 +82,13 @@ def play(inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [PLAYBOOK, "-i", inventory, "-e", "besom_serial=2", *options, "playbooks/shutdown.yml"],
         cwd=TOP,
-        env={**os.environ, "ANSIBLE_HOME": str(inventory.parent / "ansible"), "ANSIBLE_NOCOLOR": "1"},
+        env={
+            **os.environ,
+            "ANSIBLE_HOME": str(inventory.parent / "ansible"),
+            "ANSIBLE_NOCOLOR": "1",
+            # This machine is to stay: the fake comes first.
+            "PATH": f"{inventory.parent / 'bin'}:{os.environ['PATH']}",
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -91,7 +102,7 @@ def runs(inventory: Path) -> dict[str, subprocess.CompletedProcess[str]]:
     """The playbook in check mode, for real, and again."""
     return {
         name: play(inventory, *options)
-        for name, options in {"check": ["--check"], "run": [], "again": []}.items()
+        for name, options in {"check": ["--check", *OFF], "run": OFF, "again": []}.items()
     }
 
 
@@ -107,7 +118,7 @@ def summary(done: subprocess.CompletedProcess[str], host: str) -> list[str]:
 
 def test_an_idle_host_goes_through_every_phase(runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
     assert summary(runs["run"], "idle") == [
-        "idle: drained",
+        "idle: drained; powers off in a minute",
         "refuse done Ns of 5s new work is refused",
         "daemon done Ns of 4s pid N stopped",
         "unmount done Ns of 30s no mount is configured",
@@ -124,8 +135,11 @@ def test_check_mode_says_what_the_run_then_does(runs: dict[str, subprocess.Compl
         "unmount planned Ns of 30s no mount is configured",
         "prune planned Ns of 20s would remove 1, 0 B",
     ]
-    for name in ("check", "run"):
-        assert re.search(r"^idle +: ok=\d+ +changed=1 ", runs[name].stdout, re.MULTILINE), runs[name].stdout
+    # Powering off is the second change of the run; in check mode a command is skipped.
+    for name, changed in (("check", 1), ("run", 2)):
+        found = re.search(r"^idle +: ok=\d+ +changed=(\d+) ", runs[name].stdout, re.MULTILINE)
+        assert found, runs[name].stdout
+        assert int(found[1]) == changed
 
 
 def test_a_stuck_daemon_fails_its_host_and_is_named(
@@ -138,6 +152,13 @@ def test_a_stuck_daemon_fails_its_host_and_is_named(
     assert lines[-1] == "prune done Ns of 20s removed 1, 0 B"
     assert runs["run"].returncode == 2
     assert re.search(r"^stuck +:.* failed=1 ", runs["run"].stdout, re.MULTILINE)
+
+
+def test_only_a_host_whose_phases_went_well_is_powered_off(
+    inventory: Path, runs: dict[str, subprocess.CompletedProcess[str]]
+) -> None:
+    assert (inventory.parent / "powered-off").read_text() == "-P +1\n"
+    assert summary(runs["run"], "stuck")[0] == "stuck: FAILED"
 
 
 def test_a_second_run_finds_nothing_to_do_on_either(
