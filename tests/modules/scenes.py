@@ -100,7 +100,7 @@ STALE = {
 }
 NOT_STALE = {
     "area/.temp-young": "not stale yet",
-    "area/.temp-written": "not stale yet: 12h old, it goes after 24h",
+    "area/.temp-written": "it goes after 24h",
 }
 
 SCENES = [
