@@ -238,10 +238,10 @@ def _clock(seconds: float | None) -> str:
 
 
 def trigger(control: Control) -> int:
+    refuse_new_work("a run of the daemon")
     now = control.state.observe()
     if not now.alive and not control.options.start:
         return control.finish(now, f"{control.nobody()}; start it, or add --start.", 1)
-    refuse_new_work("a run of the daemon")
     if not now.alive:
         control.state.prepare()
     control.state.ask()
