@@ -17,7 +17,7 @@ class Scene:
     """files: {path: (KiB, age in days)}, a path ending in / is an empty directory.
 
     gone: every path that the run removes, directories included. held: locked by another process
-    meanwhile. kept: {path: part of the reason}. warning: part of the one warning.
+    meanwhile. kept: {path: pattern in the reason}. warning: part of the one warning.
     """
 
     name: str
@@ -100,7 +100,7 @@ STALE = {
 }
 NOT_STALE = {
     "area/.temp-young": "not stale yet",
-    "area/.temp-written": "it goes after 24h",
+    "area/.temp-written": r"not stale yet: 12(\.\d)?h old, it goes after 24h",
 }
 
 SCENES = [
