@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass, replace
 from itertools import compress, count, islice
 
+from .durable import ORPHAN
 from .hooks import around
-from .inventory import OLDEST, ORPHAN, YOUNGEST, Inventory, read_files, read_trees
+from .inventory import OLDEST, YOUNGEST, Inventory, read_files, read_trees
 from .locks import writer_lock
 from .mounts import mount_of
 from .policy import Policy, Store
