@@ -23,7 +23,7 @@ STATUSES = (
 
 
 # Where a command is that has a file of its own.
-_ROOMS = {name: f"{name}_command" for name in ("config", "daemon", "drain", "housekeep", "unmount")}
+_ROOMS = {name: f"{name}_command" for name in ("config", "daemon", "drain", "housekeep", "sync", "unmount")}
 
 
 class Parser(argparse.ArgumentParser):
@@ -131,6 +131,25 @@ def build_parser() -> Parser:
     one.add_argument("--all", action="store_true", help="empty the stores; asks first, unless --yes")
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
     one.add_argument("--yes", action="store_true", help="do not ask")
+
+    one = command(
+        "sync",
+        "fetch the artifacts of a manifest into a store",
+        "Fetch what is missing or has changed, several at a time, verified before it is published. "
+        "MANIFEST is YAML or JSON: store, and artifacts with url, dest (relative to the store), and where "
+        "wanted checksum (sha256:...), headers, owner, group, mode.",
+    )
+    one.add_argument("manifest", metavar="MANIFEST", help="a file")
+    one.add_argument("--parallel", metavar="N", default="4", help="transfers at a time (default 4)")
+    one.add_argument(
+        "--timeout", metavar="DUR", default="10s", help="for a server that is silent (default 10s)"
+    )
+    one.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
+    one.add_argument("--full-check", action="store_true", help="read what is there already to verify it")
+    one.add_argument(
+        "--allow-weak-checksum", action="store_true", help="accept md5 and sha1, which can be forged"
+    )
+    one.add_argument("--dry-run", action="store_true", help="print what would be fetched, and change nothing")
 
     one = command(
         "unmount",
