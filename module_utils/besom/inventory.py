@@ -37,8 +37,6 @@ from .tree import (
 )
 from .units import printable
 
-# besom's own downloads, .<name>.<random>.part; the sixteen digits tell them from another tool's.
-ORPHAN = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.DOTALL)
 OLDEST = -(2**63)
 YOUNGEST = 2**63 - 1
 

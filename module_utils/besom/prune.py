@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass, replace
 from itertools import compress, count, islice
 
+from .durable import ORPHAN
 from .guard import STOPPED, guarded
 from .hooks import around
-from .inventory import OLDEST, ORPHAN, YOUNGEST, Inventory, read_files, read_trees
+from .inventory import OLDEST, YOUNGEST, Inventory, read_files, read_trees
 from .mounts import mount_of
 from .policy import Policy, Store
 from .removal import Place, remove_files

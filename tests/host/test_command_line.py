@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from .host import Process
+
 BESOM = [sys.executable, "-m", "besom_host"]
 DAY = 86400
 
@@ -54,7 +56,7 @@ def files(path: Path) -> list[str]:
 @contextmanager
 def held(path: Path) -> Iterator[int]:
     """Another program holds path with flock; gives its pid."""
-    with subprocess.Popen(["flock", path, "sh", "-c", "echo held; read _"], stdin=-1, stdout=-1) as holder:
+    with Process(["flock", path, "sh", "-c", "echo held; read _"], stdin=-1, stdout=-1) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == b"held\n"
         yield holder.pid
@@ -246,6 +248,21 @@ def test_a_signal_while_waiting_for_the_lock_ends_the_wait(host: Path, signum: i
     assert run.status == status
     assert b"Interrupted" in text
     assert len(files(host / "gems")) == 4
+
+
+def test_a_parent_that_blocks_signals_takes_none_away(host: Path) -> None:
+    """A mask is inherited through exec(2), and what it blocks would never be heard."""
+    block = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))"
+    going_on = f"{block}; print('blocked', flush=True); os.execv(sys.executable, sys.argv[1:])"
+    words = [*BESOM, "prune", str(host / "gems"), "--layout", "files", "--max-entries", "1"]
+    with held(host / "gems"):
+        command = [sys.executable, "-c", going_on, *words, "--lock-timeout", "20s", "--config", os.devnull]
+        with Process(command, stdout=-1, stderr=-1, text=True) as waiting:
+            assert waiting.stdout
+            assert waiting.stdout.readline() == "blocked\n"
+            waiting.send_signal(signal.SIGTERM)
+            _, said = waiting.communicate(timeout=60)
+    assert waiting.returncode == 128 + signal.SIGTERM, said
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
