@@ -6,14 +6,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Callable
 
 from .claim import directory_in
 from .durable import sync_directory
 from .errors import BesomError
-from .locks import writer_lock
+from .guard import guarded
 from .root import Root
 from .run import Run
 from .shutdown import Shutdown
@@ -42,12 +41,12 @@ class _Publication:
 class Publisher:
     """Publishes under the writer lock what several threads have ready: one takes it for all of them."""
 
-    def __init__(self, path: str, run: Run) -> None:
+    def __init__(self, path: str, run: Run, backend: str = "flock") -> None:
         self.shutdown = Shutdown()
         self.lock_wait_s = 0.0
         # A wait for the lock ends when transfers are cut, not with the first signal.
         self._run = replace(run, shutdown=self.shutdown)
-        self._path = path
+        self._path, self._backend = path, backend
         self._ready: list[_Publication] = []
         self._one, self._guard = threading.Lock(), threading.Lock()
 
@@ -55,7 +54,7 @@ class Publisher:
         """Have commit(deadline) run under the lock, durably, in a directory that is open as fd.
 
         directory is relative to the store, deadline in seconds of time.monotonic. Raises LockHeld,
-        Interrupted, BesomError, OSError.
+        LockLost, Interrupted, BesomError, OSError.
         """
         mine = _Publication(directory, fd, commit)
         with self._guard:
@@ -70,10 +69,11 @@ class Publisher:
 
     def _publish(self, batch: list[_Publication]) -> None:
         try:
-            with Root(self._path) as root, self._locked(root) as waited:
+            with Root(self._path) as root, guarded(root, self._run, self._backend) as (run, waited):
                 self.lock_wait_s += waited
                 deadline = time.monotonic() + max(self._run.lock_timeout - waited, 1.0)
                 for one in batch:
+                    run.shutdown.check("publishing")
                     one.attempt(root, deadline)
                 for directory in {one.directory for one in batch if not one.error}:
                     self._sync(directory, [one for one in batch if one.directory == directory])
@@ -82,10 +82,6 @@ class Publisher:
                 one.error = one.error or error
         for one in batch:
             one.done = True
-
-    def _locked(self, root: Root) -> AbstractContextManager[float]:
-        run = self._run
-        return writer_lock(root, run.lock_timeout, run.shutdown, run.lock_option, run.waiting)
 
     def _sync(self, directory: str, published: list[_Publication]) -> None:
         try:

@@ -25,7 +25,7 @@ from .durable import ORPHAN, Draft, Retries, parts_of
 from .durable_tree import remove_orphans
 from .errors import BesomError, Interrupted, LockHeld
 from .fetch import Opener
-from .locks import writer_lock
+from .guard import guarded
 from .origin import Origin, digest_of, read_origin, write_origin
 from .preflight import Need, preflight
 from .publisher import Publisher
@@ -63,6 +63,7 @@ class SyncRequest:
     drain_timeout: float = DEFAULT_DRAIN_S
     reserve: Share | None = None
     full_check: bool = False
+    lock_backend: str = "flock"
 
 
 @dataclass
@@ -143,7 +144,7 @@ class _Sync:
         self.request, self.run, self.root, self.watch = request, run, root, watch
         self.report = SyncReport("sync", root.path, dry_run=run.dry_run)
         self.cutoff = Cutoff()
-        self.publisher = Publisher(request.path, run)
+        self.publisher = Publisher(request.path, run, request.lock_backend)
         self._counting = threading.Lock()
         self.drafts: dict[str, Draft] = {}
 
@@ -185,7 +186,7 @@ class _Sync:
             text = f"The size of {first} is unknown, so its space is not checked."
             if len(unknown) > 1:
                 count = len(unknown)
-                text = f"The sizes of {count} artifacts are unknown, so their space is not checked ({first}, ...)."
+                text = f"The sizes of {count} artifacts ({first}, ...) are unknown and not checked."
             self.report.warnings.append(text)
         need = Need(self.root.path, self.report.planned.bytes, len(wanted))
         preflight([need], None, self.request.reserve, forecast=self.run.forecast).require()
@@ -207,8 +208,9 @@ class _Sync:
                     found.append(directory)
         if found:
             # Whoever holds the store now need not be waited for: the next start does it.
-            with suppress(LockHeld), Root(self.root.path) as root, writer_lock(root, 0.0, self.run.shutdown):
-                remove_orphans(root, self.run, found, spare)
+            now, backend = replace(self.run, lock_timeout=0.0), self.request.lock_backend
+            with suppress(LockHeld), Root(self.root.path) as root, guarded(root, now, backend) as (run, _):
+                remove_orphans(root, run, found, spare)
 
     # Execution.
 

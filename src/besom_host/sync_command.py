@@ -9,16 +9,15 @@ from argparse import Namespace
 from functools import partial
 
 from besom.drain_flag import refuse_new_work
-from besom.errors import UsageError
 from besom.fetch import plain_opener
 from besom.housekeep import Outcome, perform
 from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.sync import SyncReport, SyncRequest, sync
-from besom.units import Share, format_size, parse_count, parse_duration, printable
+from besom.units import Share, format_size, parse_count, parse_duration
 
-from .commands import run_of
-from .config import Config, load
+from .commands import path_of, run_of
+from .config import load
 from .manifest import read_manifest
 from .output import noted_text, say
 from .progress import Transfers
@@ -27,7 +26,8 @@ from .progress import Transfers
 def sync_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
     manifest = read_manifest(options.manifest, options.allow_weak_checksum)
-    path = _path_of(manifest.store, config)
+    path = path_of(config, manifest.store)
+    named = config.stores.get(manifest.store)
     request = SyncRequest(
         path,
         manifest.artifacts,
@@ -36,6 +36,7 @@ def sync_command(options: Namespace, shutdown: Shutdown) -> int:
         drain_timeout=config.drain_timeout,
         reserve=Share(options.reserve, "--reserve") if options.reserve is not None else None,
         full_check=options.full_check,
+        lock_backend=named.lock_backend if named else "flock",
     )
     if not options.dry_run:
         refuse_new_work("besom sync")
@@ -51,18 +52,6 @@ def sync_command(options: Namespace, shutdown: Shutdown) -> int:
 
 def _plain(options: Namespace) -> bool:
     return options.no_color or "NO_COLOR" in os.environ
-
-
-def _path_of(store: str, config: Config) -> str:
-    if store.startswith("/"):
-        return store
-    if store not in config.stores:
-        known = ", ".join(map(printable, config.stores)) or "none"
-        raise UsageError(
-            f"No store is named {printable(store)} (configured: {known}); a directory needs a slash, "
-            f"as in ./{printable(store)}."
-        )
-    return config.stores[store].path
 
 
 def _finish(options: Namespace, outcome: Outcome, run: Run, terminal: bool) -> int:

@@ -208,7 +208,7 @@ def test_an_unknown_size_is_a_warning(scene: Scene) -> None:
     scene.add("one", length=-1)
     scene.add("two", head=405)
     (warning,) = scene.sync().warnings
-    assert warning.startswith("The sizes of 2 artifacts are unknown, so their space is not checked (http")
+    assert warning.startswith("The sizes of 2 artifacts (http")
     assert scene.files == ["one", "two"]
 
 
