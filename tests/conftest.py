@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import signal
 
+# Whoever starts this may have blocked signals, and every program under test would inherit that.
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 # A shell that starts this in the background has it ignore Ctrl+C, and so would every program under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

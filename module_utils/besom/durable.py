@@ -18,15 +18,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, TypeVar
 
 from .errors import BesomError, NoSpace, UsageError
 from .locks import FlockUnsupported, try_flock
 from .root import open_directory
 from .units import format_duration, printable
 
-# Temps of files, .<name>.<random>.part; the sixteen digits tell them from another tool's.
+# Temps of files and of trees; the sixteen digits tell them from another tool's.
 ORPHAN = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.DOTALL)
+TREE = re.compile(r"\.temp-.+-[0-9a-f]{16}", re.DOTALL)
 _AROUND = len(".") + len(".0123456789abcdef.part")
 
 # What a rename may meet for a while: a server that has just moved (ESTALE), a file that is being run, or
@@ -38,6 +39,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 # The budget of a rename whose caller has none: as long as a lock is waited for by default.
 _PATIENCE_S = 30.0
 _ATTEMPTS = 100
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -73,7 +76,8 @@ class Draft:
         self.fd = fd
         self.name = name
         self.path = os.path.join(directory_path, target)
-        self._directory = directory_fd
+        # Its own: whoever opened the directory may reopen it, and the number would mean another.
+        self._directory = os.dup(directory_fd)
         self._target = target
         self._retries = retries
         self._sealed = self._done = False
@@ -145,6 +149,7 @@ class Draft:
                 # A child that was forked meanwhile shares the lock; it must not hold it on.
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
             os.close(self.fd)
+            os.close(self._directory)
             self.fd = -1
 
     def __enter__(self) -> Draft:
@@ -270,13 +275,13 @@ def write_durably(
 
 
 def patiently(
-    rename: Callable[[], None],
+    rename: Callable[[], T],
     path: str,
     retries: Retries,
     deadline: float | None = None,
     pause: Callable[[float], None] = time.sleep,
-) -> None:
-    """Call rename; try again what is refused for a while (EBUSY, ETXTBSY, ESTALE, sharing violations).
+) -> T:
+    """Call rename, and again where it is refused for a while (EBUSY, ETXTBSY, ESTALE, sharing violations).
 
     From 50 ms doubling to 1 s, and not past deadline (time.monotonic seconds; None: for 30 s). pause
     waits, and may raise to end it. path is what to call the target. Raises NoSpace, BesomError.
@@ -318,15 +323,19 @@ def failed(path: str, done: str, error: OSError) -> BesomError:
     return BesomError(f"{cause}.")
 
 
-def check_name(directory_fd: int, name: str, around: int = 0) -> None:
-    """Raise UsageError unless name, with so many bytes around it, can be published in this directory."""
+def check_name(directory_fd: int, name: str, around: int = 0, own: bool = False) -> None:
+    """Raise UsageError unless name, with so many bytes around it, can be published in this directory.
+
+    Names that besom gives its own files and temps are refused, unless it is one of its own.
+    """
+    shown = printable(name)
     if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise UsageError(f"{printable(name)!r} is no name of a file; give one without slashes.")
+        raise UsageError(f"{shown!r} is no name of a file; give one without slashes.")
     longest = name_max(directory_fd) - around
     if len(os.fsencode(name)) > longest:
-        raise UsageError(f"{printable(name)} is too long for a name here; {longest} bytes are allowed.")
-    if ORPHAN.fullmatch(name):
-        raise UsageError(f"{printable(name)} is named as besom names its temps; choose another name.")
+        raise UsageError(f"{shown} is too long for a name here; {longest} bytes are allowed.")
+    if not own and (name.startswith(".besom-") or ORPHAN.fullmatch(name) or TREE.fullmatch(name)):
+        raise UsageError(f"{shown} is named as besom names what is its own; choose another name.")
 
 
 def name_max(directory_fd: int) -> int:

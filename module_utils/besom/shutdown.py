@@ -48,10 +48,13 @@ class Shutdown:
 
     def listen(self) -> Shutdown:
         """Take SIGINT, SIGTERM and SIGHUP (a lost connection) as requests to stop. Main thread only."""
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for signum in signals:
             # What the parent ignores on purpose (nohup) stays ignored.
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 signal.signal(signum, self.request)
+        # Blocked by a parent they are by accident; that is inherited, and they would never come.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return self
 
     def check(self, doing: str = "") -> None:

@@ -358,10 +358,11 @@ class Removal:
     failed: bool = False
 
 
-def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int]) -> Removal:
+def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int = -1) -> Removal:
     """Remove directory name, whole, from the directory that cursor stands in.
 
-    planned is Measure.identity as the plan saw it. Holding flock on it all the way, the tree is looked
+    planned is Measure.identity as the plan saw it; held a descriptor of the directory by which the
+    caller has its lock already, if so. Holding flock on it all the way, the tree is looked
     through, renamed to trash beside itself, verified once more, renamed back on a mismatch, and only
     then removed; no reader ever sees half of it. Nothing is raised: see Removal.
     """
@@ -370,7 +371,7 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int]) -> Removal:
     lock = -1
     try:
         cursor.enter(name)
-        lock = _hold(cursor)
+        lock = _hold(cursor) if held < 0 else os.dup(held)
         found = measure(cursor, LockTable(), thorough=True)
         if found.identity != planned:
             return Removal(blocked=Blocked(path, CHANGED))
@@ -386,8 +387,8 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int]) -> Removal:
             # A full disk has no room for one more name: then, and only then, it goes where it is.
             return _empty(cursor, name, path, found.freed)
         cursor.enter(trash)
-        held = os.fstat(lock)
-        same = cursor.ident == (held.st_dev, held.st_ino)
+        locked = os.fstat(lock)
+        same = cursor.ident == (locked.st_dev, locked.st_ino)
         found = measure(cursor, LockTable()) if same else Measure()
         cursor.rise(depth)
         if found.identity == planned and not found.blocked:

@@ -13,6 +13,8 @@ def main() -> int:
         for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 signal.signal(signum, lambda number, _frame: noted.append(number))
+        # Whoever started this may have blocked signals, and that is inherited, daemon(7).
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
     except KeyboardInterrupt:
         print("besom: Interrupted. Nothing was begun; run it again.", file=sys.stderr)
         return 130

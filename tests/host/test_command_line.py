@@ -248,6 +248,21 @@ def test_a_signal_while_waiting_for_the_lock_ends_the_wait(host: Path, signum: i
     assert len(files(host / "gems")) == 4
 
 
+def test_a_parent_that_blocks_signals_takes_none_away(host: Path) -> None:
+    """A mask is inherited through exec(2), and what it blocks would never be heard."""
+    block = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))"
+    going_on = f"{block}; print('blocked', flush=True); os.execv(sys.executable, sys.argv[1:])"
+    words = [*BESOM, "prune", str(host / "gems"), "--layout", "files", "--max-entries", "1"]
+    with held(host / "gems"):
+        command = [sys.executable, "-c", going_on, *words, "--lock-timeout", "20s", "--config", os.devnull]
+        with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as waiting:
+            assert waiting.stdout
+            assert waiting.stdout.readline() == "blocked\n"
+            waiting.send_signal(signal.SIGTERM)
+            _, said = waiting.communicate()
+    assert waiting.returncode == 128 + signal.SIGTERM, said
+
+
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_a_prune_between_two_entries_and_the_next_run_goes_on(
     tmp_path: Path, signum: int, status: int
