@@ -218,7 +218,7 @@ class _Extraction:
 
     def _file(self, name: str, member: Member) -> None:
         if member.mode & (stat.S_ISUID | stat.S_ISGID) and not self._limits.setid:
-            raise self._refused(member.name, "a set-id program (allow that with setid)")
+            raise self._refused(member.name, "a set-id program (allow that with allow_setid)")
         fd = self._create(name, member)
         try:
             for chunk in member.content:

@@ -32,6 +32,7 @@ from .installed import (
     remove_left_links,
     rewrite_mark,
     switch,
+    trash_in,
     write_mark,
 )
 from .locks import LockTable, writer_lock
@@ -41,7 +42,7 @@ from .report import Report
 from .root import Root
 from .run import Run
 from .transfer import DEFAULT_RETRIES, Cut, Cutoff, Figures, Source, Transfer, look
-from .tree import Cursor, measure, remove_tree
+from .tree import Cursor, finish_trash, measure, remove_tree
 from .units import Share, printable
 
 # How soon a signal cuts a transfer.
@@ -124,7 +125,7 @@ class InstallReport(Report):
     @property
     def summary(self) -> str:
         """What was done, or would be, in one sentence."""
-        shown, would = printable(self.path), "Would have " if self.dry_run else ""
+        shown, would = printable(self.path), "would have " if self.dry_run else ""
         parts = []
         if self.action:
             parts.append(f"{would}{self.action} {shown}")
@@ -135,7 +136,8 @@ class InstallReport(Report):
             parts.append(f"{would}removed {old} old {'version' if old == 1 else 'versions'}")
         if not parts:
             return f"{shown} is as it should be."
-        return "; ".join([parts[0], *(part[0].lower() + part[1:] for part in parts[1:])]) + "."
+        text = "; ".join(parts) + "."
+        return text[0].upper() + text[1:]
 
 
 def install(request: InstallRequest, run: Run, opener: Opener) -> InstallReport:
@@ -272,10 +274,16 @@ class _Install:
         """Remove what killed writers have left; the lock is taken only where there is such."""
         # What a download can be gone on with is not left over.
         spare = parts_of(self._root.fd, self._request.name)
-        if not remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned.entries:
+        left = remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned.entries
+        if not left and not trash_in(self._root):
             return
         with self._locked():
             done = remove_orphans(self._root, self._run, spare=spare)
+            cursor = Cursor(self._root)
+            for name in trash_in(self._root):
+                blocked = finish_trash(cursor, name).blocked
+                if blocked:
+                    self._report.anomalies.add(blocked.path, blocked.reason)
         self._report.warnings += done.warnings
         self._report.anomalies.extend(done.failures)
 
