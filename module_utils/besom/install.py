@@ -21,6 +21,7 @@ from .durable_tree import TreeDraft, remove_orphans, tree_draft
 from .errors import UsageError
 from .extract import Extracted, Limits, extract
 from .fetch import Opener
+from .guard import STOPPED, guarded
 from .installed import (
     ABSENT,
     AROUND_OLD,
@@ -35,7 +36,7 @@ from .installed import (
     trash_in,
     write_mark,
 )
-from .locks import LockTable, writer_lock
+from .locks import LockTable
 from .origin import Origin, digest_of
 from .preflight import DEFAULT_EXPAND, Need, preflight
 from .report import Report
@@ -266,9 +267,12 @@ class _Install:
     def _locked(self) -> Iterator[None]:
         """Hold the writer lock of the directory."""
         run = self._run
-        with writer_lock(self._root, run.lock_timeout, run.shutdown, run.lock_option, run.waiting) as waited:
+        with guarded(self._root, run) as (self._run, waited):
             self._report.lock_wait_s += waited
-            yield
+            try:
+                yield
+            finally:
+                self._run = run
 
     def _tidy(self) -> None:
         """Remove what killed writers have left; the lock is taken only where there is such."""
@@ -344,8 +348,11 @@ class _Install:
             switch(self._root, request.current, self._link(state))
         cursor, table = Cursor(self._root), LockTable()
         for name in self._gone(state):
-            if self._run.shutdown.requested:
-                report.interrupted = True
+            shutdown = self._run.shutdown
+            if shutdown.requested:
+                report.interrupted = not shutdown.lost
+                if shutdown.lost:
+                    report.failures.add(report.store, f"{shutdown.lost}; {STOPPED}")
                 break
             gone = self._remove(cursor, name, table)
             if name == request.name:

@@ -23,9 +23,8 @@ STATUSES = (
 
 
 # Where a command is that has a file of its own.
-_ROOMS = {
-    name: f"{name}_command" for name in ("config", "daemon", "drain", "housekeep", "install", "unmount")
-}
+_OWN_ROOM = ("config", "daemon", "drain", "housekeep", "install", "lock", "unmount")
+_ROOMS = {name: f"{name}_command" for name in _OWN_ROOM}
 
 
 class Parser(argparse.ArgumentParser):
@@ -233,6 +232,15 @@ def build_parser() -> Parser:
     )
     two.add_argument("--idle", action="store_true", help="and until no other run is in flight either")
     action("reload", "Have the configuration read again, and tell whether it is in force.", "30s")
+
+    one = command("lock", "who holds a store?", "See who holds the writer lock of a store, or break one.")
+    actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+    action("status", "Tell whether a store is locked, how, and by whom. Changes nothing.").add_argument(
+        "store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)"
+    )
+    two = action("break", "Remove the owner file of a store whose owner is surely gone; asks first.")
+    two.add_argument("store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)")
+    two.add_argument("--yes", action="store_true", help="do not ask")
 
     one = command("config", "check the configuration", "Look at the configuration.")
     actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
