@@ -10,14 +10,14 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from .besom.errors import BesomError
-from .besom.fetch import Opener
+from .besom.fetch import Opener, redact
 from .besom.housekeep import Outcome
 from .besom.policy import POLICY_KEYS
 from .besom.preflight import Need, Verdict, preflight, read_needs
 from .besom.report import Report
 from .besom.run import Run
 from .besom.shutdown import Shutdown
-from .besom.units import Share, format_size, parse_duration, parse_factor
+from .besom.units import Share, format_size, parse_duration, parse_factor, printable
 
 LOCK_TIMEOUT = dict(type="str", default="30s")
 POLICY = dict(
@@ -73,6 +73,22 @@ GATE = dict(
 )
 
 
+OPEN_URL = ("validate_certs", "use_proxy", "http_agent", "client_cert", "client_key", "ca_path", "timeout")
+FETCH = dict(
+    headers=dict(type="dict"),
+    url_username=dict(type="str"),
+    url_password=dict(type="str", no_log=True),
+    force_basic_auth=dict(type="bool", default=False),
+    validate_certs=dict(type="bool", default=True),
+    use_proxy=dict(type="bool", default=True),
+    http_agent=dict(type="str", default="besom"),
+    client_cert=dict(type="path"),
+    client_key=dict(type="path"),
+    ca_path=dict(type="path"),
+    timeout=dict(type="int", default=10),
+)
+
+
 def run_of(module: AnsibleModule) -> Run:
     """How this module runs: check mode only plans; TERM or a lost connection ends it between two entries."""
     timeout = parse_duration(module.params.get("lock_timeout", 0), "lock_timeout", zero=True)
@@ -117,6 +133,32 @@ def _opener(params: dict[str, Any]) -> Opener:
             url_password=params["url_password"],
             force_basic_auth=params["force_basic_auth"],
         )
+
+    return open_
+
+
+def transfer_opener(params: dict[str, Any]) -> Opener:
+    """What transfers ask through: open_url with the options of FETCH; it follows no redirect."""
+    from ansible.module_utils import urls
+
+    def open_(url: str, method: str, headers: dict[str, str]) -> Any:
+        try:
+            return urls.open_url(
+                url,
+                method=method,
+                headers=headers,
+                follow_redirects="none",
+                decompress=False,
+                # A login of the task stands above one in ~/.netrc.
+                use_netrc="Authorization" not in headers,
+                **{key: params[key] for key in OPEN_URL},
+            )
+        except urls.SSLValidationError as error:
+            raise BesomError(
+                f"{redact(url)}: its certificate is not trusted ({printable(str(error))})."
+            ) from error
+        except (urls.ConnectionError, urls.MissingModuleError) as error:
+            raise OSError(str(error)) from error
 
     return open_
 

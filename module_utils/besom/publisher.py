@@ -25,7 +25,7 @@ class _Publication:
     fd: int
     commit: Callable[[float], None]
     done: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def attempt(self, root: Root, deadline: float) -> None:
         try:
@@ -77,7 +77,7 @@ class Publisher:
                     one.attempt(root, deadline)
                 for directory in {one.directory for one in batch if not one.error}:
                     self._sync(directory, [one for one in batch if one.directory == directory])
-        except (BesomError, OSError) as error:
+        except BaseException as error:  # noqa: BLE001 (each of those who wait raises it)
             for one in batch:
                 one.error = one.error or error
         for one in batch:

@@ -304,7 +304,7 @@ class _Sync:
         self.report.unchanged.add(artifact.dest, "verified" if artifact.source.checksum else "current")
         self.watch(artifact.dest, "unchanged", 0, 0)
 
-    def _failed(self, artifact: Artifact, error: Exception) -> None:
+    def _failed(self, artifact: Artifact, error: BaseException) -> None:
         dest = artifact.dest
         if isinstance(error, (Cut, Interrupted)):
             self.report.interrupted = True
@@ -345,7 +345,7 @@ class _Sync:
             if ended:
                 job, result = ended
                 del at_work[artifact_of(job).dest]
-                if isinstance(result, Exception):
+                if isinstance(result, BaseException):
                     self._failed(artifact_of(job), result)
                 else:
                     note(job, result)
