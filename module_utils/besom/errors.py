@@ -32,6 +32,10 @@ class LockHeld(BesomError):
     status = 75
 
 
+class LockLost(BesomError):
+    """A lock went away while work was done under it; the work stopped between two entries."""
+
+
 class Interrupted(BesomError):
     """A signal ended the work between two entries; status is 128 + the signal (130, 143)."""
 

@@ -17,13 +17,22 @@ Opener = Callable[..., Any]
 DEFAULT_TIMEOUT = 10.0
 
 
-def plain_opener(timeout: float = DEFAULT_TIMEOUT, headers: Mapping[str, str] | None = None) -> Opener:
-    """An opener of the standard library: proxies from the environment, TLS verified. timeout in seconds."""
+def plain_opener(
+    timeout: float = DEFAULT_TIMEOUT, headers: Mapping[str, str] | None = None, redirects: bool = True
+) -> Opener:
+    """An opener of the standard library: proxies from the environment, TLS verified. timeout in seconds.
+
+    redirects: follow them; without, they are errors with their status, as transfer.ask wants them.
+    """
 
     # 50 ms that only a run with URLs needs.
     import urllib.request
 
-    director = urllib.request.build_opener()
+    class Unfollowed(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_args: Any) -> None:
+            """To nowhere: HTTPError is raised then."""
+
+    director = urllib.request.build_opener(*([] if redirects else [Unfollowed]))
 
     def open_(url: str, method: str = "GET", headers: Mapping[str, str] = headers or {}) -> Any:
         request = urllib.request.Request(url, method=method, headers=dict(headers))  # noqa: S310 (check_url)

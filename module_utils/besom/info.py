@@ -10,8 +10,9 @@ from typing import Any
 from .answer import NoAnswer
 from .errors import MissingPath
 from .inventory import read_files, read_trees
-from .locks import LockTable
+from .locks import FlockUnsupported, Holder, LockTable, is_held
 from .mounts import mount_of
+from .owner_file import ALIVE, DEAD, UNREADABLE, OwnerFile
 from .policy import LIMITS, Store, Temps
 from .root import Root
 from .run import Run
@@ -80,9 +81,46 @@ def file_system(root: Root) -> dict[str, Any]:
 
 
 def holder(root: Root) -> dict[str, object] | None:
-    """Who holds the writer lock, as far as /proc/locks shows it; None when it is free."""
-    found = LockTable().holder(*root.ident)
-    return found.to_dict() if found else None
+    """Who holds the writer lock, as far as that shows without asking for it; None when nobody is seen."""
+    seen = LockTable().holder(*root.ident)
+    if seen is not None:
+        return seen.to_dict()
+    owner, fate = OwnerFile(root.fd, root.path).found() or (None, DEAD)
+    return owner.to_dict() if owner is not None and fate != DEAD else None
+
+
+def lock_info(root: Root) -> dict[str, Any]:
+    """The writer lock of one store: its mechanism, whether it is held, by whom, and what else to know.
+
+    A lock that nobody is seen to hold is asked for, shared and for an instant: flock shows no holder
+    in another pid namespace. Then holder is None and state `held`.
+    """
+    found: dict[str, Any] = {
+        "store": printable(root.path),
+        "mechanism": "flock",
+        "state": "free",
+        "holder": None,
+        "note": "",
+    }
+    seen = LockTable().holder(*root.ident)
+    if seen is not None:
+        return {**found, "state": "held", "holder": seen.to_dict(), "note": str(seen)}
+    try:
+        if is_held(root.fd):
+            return {**found, "state": "held", "note": str(Holder(0))}
+        return found
+    except FlockUnsupported:
+        found["mechanism"] = "owner file"
+    left = OwnerFile(root.fd, root.path).found()
+    if left is None:
+        return found
+    owner, fate = left
+    if owner is None:
+        return {**found, "state": "held", "note": UNREADABLE}
+    if fate == DEAD:
+        return {**found, "note": f"left by {owner}, which is gone; the next writer takes it over"}
+    unseen = "" if fate == ALIVE else ", which cannot be seen from here"
+    return {**found, "state": "held", "holder": owner.to_dict(), "note": f"{owner}{unseen}"}
 
 
 def inspect(stores: Sequence[Store], temps: Sequence[Temps], run: Run) -> dict[str, Any]:

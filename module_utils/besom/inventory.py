@@ -14,6 +14,7 @@ from array import array
 from dataclasses import dataclass, field, replace
 
 from .locks import LockTable
+from .owner_file import OWNED
 from .report import Noted
 from .root import Root
 from .run import Forecast, Run
@@ -198,6 +199,8 @@ def read_files(
                     if depth or found.is_entry(name):
                         subdirs.append(name)
                     continue
+                if not depth and name[0] == "." and OWNED.fullmatch(name):
+                    continue
                 if name in mounted and cursor.is_mount(name):
                     found.kept.add(cursor.path(name), "is a mount point")
                     continue
@@ -379,7 +382,9 @@ def _count_loose(found: Inventory, cursor: Cursor, others: set[str]) -> None:
     """Count as usage what lies in the root of a store of trees and is not one of the others."""
     with os.scandir(cursor.fd) as names:
         for entry in names:
-            if entry.name in others or (entry.name in cursor.mounted and cursor.is_mount(entry.name)):
+            if entry.name in others or OWNED.fullmatch(entry.name):
+                continue
+            if entry.name in cursor.mounted and cursor.is_mount(entry.name):
                 continue
             try:
                 st = entry.stat(follow_symlinks=False)

@@ -14,6 +14,7 @@ from typing import Callable, Protocol
 
 from .errors import BesomError, LockHeld
 from .mounts import mounts
+from .owner_file import OwnerFile
 from .shutdown import Shutdown
 from .units import format_duration, printable
 
@@ -155,6 +156,77 @@ def prove_flock(fd: int) -> None:
         os.close(second)
 
 
+def is_held(fd: int) -> bool:
+    """Whether somebody else has a lock on directory fd; takes it, shared, for an instant to find out.
+
+    Raises FlockUnsupported where flock proves nothing.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise FlockUnsupported(f"flock does not work here ({error.strerror})") from error
+    try:
+        prove_flock(fd)
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+class Lock(Protocol):
+    """One way to keep other writers out of a store.
+
+    longest_pause_s: waiting asks at least this often, in seconds.
+    """
+
+    longest_pause_s: float
+
+    def attempt(self) -> bool:
+        """Take it without waiting; False when another has it. Raises BesomError."""
+
+    def holder(self) -> str:
+        """Who has it, in words, after an attempt in vain."""
+
+    def remedy(self) -> str:
+        """What else helps against that holder, as a sentence with a space before it; or nothing."""
+
+    def lost(self) -> str:
+        """Why it is not held any more although it was not released; empty while it is held."""
+
+    def release(self) -> None:
+        """Give it up, or what is left of it."""
+
+
+class Flock:
+    """flock EX on the store's directory itself."""
+
+    longest_pause_s = POLL_S
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def attempt(self) -> bool:
+        return try_flock(self._fd)
+
+    def prove(self) -> None:
+        """Raise FlockUnsupported where the lock that was won keeps nobody out."""
+        prove_flock(self._fd)
+
+    def holder(self) -> str:
+        return str(holder_of(self._fd))
+
+    def remedy(self) -> str:
+        return ""
+
+    def lost(self) -> str:
+        return ""
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
 class Lockable(Protocol):
     """A directory that can be opened and found moved: what the writer lock needs of a root."""
 
@@ -168,6 +240,59 @@ class Lockable(Protocol):
     def reopen(self) -> None: ...
 
 
+class Wait:
+    """Waiting for the locks of one store: one timeout (seconds) for all of them together."""
+
+    def __init__(
+        self, path: str, timeout: float, shutdown: Shutdown, option: str, waiting: Callable[[str], None]
+    ) -> None:
+        self._path, self._timeout, self._shutdown = printable(path), timeout, shutdown
+        self._option, self._waiting = option, waiting
+        self._started = time.monotonic()
+        self._told = False
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds waited so far; 0 while nobody was in the way."""
+        return time.monotonic() - self._started if self._told else 0.0
+
+    def take(self, lock: Lock) -> None:
+        """Take the lock, waiting for it. Raises LockHeld after the timeout, Interrupted on a signal."""
+        pause = POLL_S
+        while not lock.attempt():
+            waited = time.monotonic() - self._started
+            if waited >= self._timeout:
+                raise LockHeld(
+                    f"{self._path} is locked by {lock.holder()}; waited {format_duration(round(waited, 1))}. "
+                    f"Let it finish, or raise {self._option}.{lock.remedy()}"
+                )
+            if not self._told:
+                self._told = True
+                self._waiting(f"Waiting for {self._path}, locked by {lock.holder()}.")
+            time.sleep(min(pause, self._timeout - waited))
+            pause = min(pause * 2, lock.longest_pause_s)
+            self._shutdown.check(f"waiting for the lock of {self._path}")
+
+
+def take_local(root: Lockable, wait: Wait) -> Lock:
+    """The lock against the writers of this host: flock, or the owner file where flock proves nothing."""
+    fall_back = False
+    while True:
+        lock = OwnerFile(root.fd, root.path) if fall_back else Flock(root.fd)
+        try:
+            wait.take(lock)
+            if root.is_current():
+                lock.prove()
+                return lock
+        except FlockUnsupported:
+            fall_back = True
+            continue
+        # The path names another directory by now: the lock of the old one guards nothing.
+        lock.release()
+        root.reopen()
+        fall_back = False
+
+
 @contextlib.contextmanager
 def writer_lock(
     root: Lockable,
@@ -176,42 +301,16 @@ def writer_lock(
     option: str = "lock_timeout",
     waiting: Callable[[str], None] = lambda message: None,
 ) -> Iterator[float]:
-    """Hold the writer lock of a store: flock EX on the directory itself; yields the seconds waited.
+    """Hold the writer lock of a store against other processes of this host; yields the seconds waited.
 
     timeout in seconds, 0 = do not wait. waiting is told once, in a sentence, who is waited for. The
     descriptor does not survive exec, so no child holds the lock on. Raises LockHeld after timeout,
-    naming path, holder and option, Interrupted on a signal, BesomError where flock does not work.
+    naming path, holder and option, Interrupted on a signal, BesomError where no lock can be had.
+    Work on a store of the configuration takes guard.guarded() instead, which does more.
     """
-    start = time.monotonic()
-    told = False
-    while True:
-        try:
-            won = try_flock(root.fd)
-            if won and root.is_current():
-                prove_flock(root.fd)
-                break
-        except FlockUnsupported as error:
-            raise BesomError(
-                f"{printable(root.path)}: {error}; besom cannot guard this store against a second writer, "
-                "so it leaves it alone."
-            ) from error
-        if won:
-            # The path names another directory by now: the lock of the old one guards nothing.
-            root.reopen()
-            continue
-        waited = time.monotonic() - start
-        if waited >= timeout:
-            raise LockHeld(
-                f"{printable(root.path)} is locked by {holder_of(root.fd)}; "
-                f"waited {format_duration(round(waited, 1))}. Let it finish, or raise {option}."
-            )
-        if not told:
-            told = True
-            waiting(f"Waiting for {printable(root.path)}, locked by {holder_of(root.fd)}.")
-        time.sleep(min(POLL_S, timeout - waited))
-        shutdown.check(f"waiting for the lock of {printable(root.path)}")
+    wait = Wait(root.path, timeout, shutdown, option, waiting)
+    lock = take_local(root, wait)
     try:
-        yield time.monotonic() - start if told else 0.0
+        yield wait.waited_s
     finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(root.fd, fcntl.LOCK_UN)
+        lock.release()

@@ -90,13 +90,14 @@ class Hooks:
 
 @dataclass(frozen=True)
 class Store:
-    """A directory that besom bounds."""
+    """A directory that besom bounds; lock_backend: `redis` where several machines share it."""
 
     path: str
     layout: str
     policy: Policy
     name: str = ""
     hooks: Hooks = Hooks()
+    lock_backend: str = "flock"
 
     @property
     def noun(self) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import compress, count, islice
 
 from .durable import ORPHAN
+from .guard import STOPPED, guarded
 from .hooks import around
 from .inventory import OLDEST, YOUNGEST, Inventory, read_files, read_trees
-from .locks import writer_lock
 from .mounts import mount_of
 from .policy import Policy, Store
 from .removal import Place, remove_files
@@ -186,7 +186,11 @@ class _Execution:
             self._remove_files()
         else:
             self._remove_trees()
-        report.interrupted = self.run.shutdown.requested and report.removed.entries < self.total
+        shutdown = self.run.shutdown
+        report.interrupted = shutdown.requested and report.removed.entries < self.total
+        if report.interrupted and shutdown.lost:
+            report.interrupted = False
+            report.failures.add(report.store, f"{shutdown.lost}; {STOPPED}")
         report.bytes_after = report.bytes_before - self.usage
         return report
 
@@ -249,8 +253,8 @@ def prune(request: Request, run: Run) -> Report:
             report.bytes_after -= planned.usage
             _remember(planned, run.forecast)
         else:
-            with writer_lock(root, run.lock_timeout, run.shutdown, run.lock_option, run.waiting) as waited:
-                report = _prune_locked(request, root, run)
+            with guarded(root, run, request.store.lock_backend) as (guarded_run, waited):
+                report = _prune_locked(request, root, guarded_run)
                 report.lock_wait_s = waited
     report.duration_s = time.monotonic() - started
     return report
@@ -269,7 +273,7 @@ def _prune_locked(request: Request, root: Root, run: Run) -> Report:
 def _carry_out(planned: Plan, request: Request, root: Root, run: Run) -> Report:
     first = _Execution(planned, run)
     report = first.execute()
-    if not first.surprised or report.interrupted:
+    if not first.surprised or run.shutdown.requested:
         return report
     # The dry run sees what is immutable beforehand and takes the next oldest instead: so does this.
     store = request.store

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable
 
+from .locks import Lock
 from .mounts import Mount
 from .shutdown import Shutdown
 from .tree import Shared
@@ -57,7 +58,7 @@ class Run:
     """dry_run: plan only. lock_timeout in seconds, 0 = do not wait; lock_option: what to call it in messages.
 
     waiting is told in a sentence whom a lock is waited for; output is told what a hook has printed; now
-    gives ns since the epoch.
+    gives ns since the epoch; shared_lock makes the lock that several machines see, from the path of a store.
     """
 
     dry_run: bool = False
@@ -69,3 +70,4 @@ class Run:
     output: Callable[[str, str], None] = unread
     now: Callable[[], int] = time.time_ns
     forecast: Forecast = field(default_factory=Forecast)
+    shared_lock: Callable[[str], Lock] | None = None

@@ -42,6 +42,11 @@ class Shutdown:
     def requested(self) -> bool:
         return self.signum != 0
 
+    @property
+    def lost(self) -> str:
+        """Which lock was lost, where that is why work is to stop; empty for all other reasons."""
+        return ""
+
     def request(self, signum: int = signal.SIGTERM, _frame: Any = None) -> None:
         self.hurry = self.signum != 0
         self.signum = self.signum or signum

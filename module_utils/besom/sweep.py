@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from .locks import FlockUnsupported, LockTable, holder_of, try_flock
 from .mounts import mount_of
+from .owner_file import OWNED
 from .policy import Temps
 from .report import Report
 from .root import Root
@@ -79,6 +80,7 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
             (entry.name, entry.is_dir(follow_symlinks=False))
             for entry in entries
             if entry.name != "lost+found"
+            and not OWNED.fullmatch(entry.name)
             and entry.name not in gone
             and (_matches(entry.name, temps) or TRASH.fullmatch(entry.name))
         )

@@ -134,6 +134,11 @@ def _named(config: Config, name: str) -> Any:
         ) from None
 
 
+def path_of(config: Config, word: str) -> str:
+    """The directory that a STORE or PATH of the command line names. Raises UsageError."""
+    return absolute(word) if "/" in word else str(_named(config, word)["path"])
+
+
 def _chosen(options: Namespace, config: Config) -> tuple[list[Store], list[Temps]]:
     """The stores that are named, or else all stores and temp areas."""
     if options.stores:
@@ -164,16 +169,16 @@ def clean_command(options: Namespace, shutdown: Shutdown) -> int:
     if options.all and not (options.dry_run or options.yes):
         preview = _perform(options, config, shutdown, work, dry_run=True)
         text = removal_text(preview.reports, nouns, dry_run=True)
-        if text and not _confirmed(text, shutdown):
+        if text and not confirmed(text, "Remove all of this?", shutdown):
             say("Nothing was removed.")
             return 0
     return finish(options, _perform(options, config, shutdown, work, options.dry_run), nouns)
 
 
-def _confirmed(text: str, shutdown: Shutdown) -> bool:
+def confirmed(text: str, question: str, shutdown: Shutdown) -> bool:
     """Ask on the terminal; a signal there is an interruption, not an answer."""
     print(text, file=sys.stderr)
-    print("Remove all of this? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     wait_for([sys.stdin.fileno()], Deadline(None), shutdown, "waiting for an answer")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

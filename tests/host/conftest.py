@@ -154,6 +154,10 @@ class Held:
         assert self._process.stdout
         assert self._process.stdout.readline() == b"held\n"
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def release(self) -> None:
         if self._process.poll() is None:
             self._process.communicate(timeout=60)

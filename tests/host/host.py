@@ -36,6 +36,15 @@ class Done:
         return self.values[key]
 
 
+class Process(subprocess.Popen[Any]):
+    """A program that a failing test does not wait for: Popen waits for ever when its block is left."""
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, trace)
+
+
 class Host:
     """Its daemon, if one was started, is gone when the test is over (see the fixture host)."""
 
@@ -90,11 +99,9 @@ class Host:
         assert "Traceback" not in done.stderr, done.stderr
         return Done(done.returncode, json.loads(done.stdout or "{}"), done.stderr)
 
-    def popen(self, *words: object, **options: Any) -> subprocess.Popen[bytes]:
+    def popen(self, *words: object, **options: Any) -> Process:
         """Begin a command; it is killed when the test is over."""
-        process = subprocess.Popen(
-            self.command(*words), env=self.environment(), stdin=subprocess.DEVNULL, **options
-        )
+        process = Process(self.command(*words), env=self.environment(), stdin=subprocess.DEVNULL, **options)
         self.processes.append(process)
         return process
 
@@ -134,7 +141,7 @@ class Host:
     def close(self) -> None:
         for process in self.processes:
             process.kill()
-            process.communicate()
+            process.communicate(timeout=PATIENCE_S)
         with contextlib.suppress(OSError, ValueError):
             pid = self.daemon_pid()
             if str(self.file).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from .host import Process
+
 BESOM = [sys.executable, "-m", "besom_host"]
 DAY = 86400
 
@@ -54,7 +56,7 @@ def files(path: Path) -> list[str]:
 @contextmanager
 def held(path: Path) -> Iterator[int]:
     """Another program holds path with flock; gives its pid."""
-    with subprocess.Popen(["flock", path, "sh", "-c", "echo held; read _"], stdin=-1, stdout=-1) as holder:
+    with Process(["flock", path, "sh", "-c", "echo held; read _"], stdin=-1, stdout=-1) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == b"held\n"
         yield holder.pid
@@ -255,11 +257,11 @@ def test_a_parent_that_blocks_signals_takes_none_away(host: Path) -> None:
     words = [*BESOM, "prune", str(host / "gems"), "--layout", "files", "--max-entries", "1"]
     with held(host / "gems"):
         command = [sys.executable, "-c", going_on, *words, "--lock-timeout", "20s", "--config", os.devnull]
-        with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as waiting:
+        with Process(command, stdout=-1, stderr=-1, text=True) as waiting:
             assert waiting.stdout
             assert waiting.stdout.readline() == "blocked\n"
             waiting.send_signal(signal.SIGTERM)
-            _, said = waiting.communicate()
+            _, said = waiting.communicate(timeout=60)
     assert waiting.returncode == 128 + signal.SIGTERM, said
 
 

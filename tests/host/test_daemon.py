@@ -19,7 +19,7 @@ import pytest
 from inotify_simple import INotify, flags
 
 from .conftest import Held
-from .host import PATIENCE_S, Host, await_exit
+from .host import PATIENCE_S, Host, Process, await_exit
 
 
 def proc(pid: int, name: str) -> str:
@@ -245,7 +245,7 @@ def test_a_pid_that_another_program_has_by_now_is_not_believed_nor_signalled(hos
     pid = host.start()
     os.kill(pid, signal.SIGKILL)
     await_exit(pid)
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger:
+    with Process(["cat"], stdin=subprocess.PIPE) as stranger:
         for name in ("daemon.pid", "status.json"):
             path = host.state_dir / name
             path.write_text(path.read_text().replace(str(pid), str(stranger.pid)))
@@ -590,7 +590,7 @@ def test_what_is_locked_cannot_be_opened_by_others(host: Host) -> None:
 def test_hup_at_any_moment_of_the_start_leaves_a_daemon_that_prunes(host: Host) -> None:
     dice = random.Random(5)  # noqa: S311
     for _ in range(6):
-        with subprocess.Popen(
+        with Process(
             host.command("daemon", "run"), env=host.environment(), stderr=subprocess.DEVNULL
         ) as daemon:
             select.select([], [], [], dice.uniform(0.1, 0.5))

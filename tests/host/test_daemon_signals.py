@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .host import PATIENCE_S, Host
+from .host import PATIENCE_S, Host, Process
 
 LAYOUTS = ("files", "trees")
 
@@ -80,9 +80,7 @@ def test_a_signal_while_it_starts_ends_it_or_is_heard(host: Host) -> None:
     """TERM at moments spread over the whole start: the daemon ends, and never with a traceback."""
     dice = random.Random(3)  # noqa: S311
     for _ in range(12):
-        with subprocess.Popen(
-            host.command("daemon", "run"), env=host.environment(), stderr=subprocess.PIPE
-        ) as daemon:
+        with Process(host.command("daemon", "run"), env=host.environment(), stderr=subprocess.PIPE) as daemon:
             select.select([], [], [], dice.uniform(0, 0.6))
             daemon.send_signal(signal.SIGTERM)
             _, said = daemon.communicate(timeout=PATIENCE_S)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import COMMAND, need
+from .host import Process
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 INSTALLED = ("prune-daemon", "cron-prune", "besom-host.sh")
@@ -363,7 +364,7 @@ def test_a_signal_to_cron_prune_ends_besom_as_well(fake: Fake, signum: signal.Si
     (fake.here / "besom").write_text(
         "#!/bin/sh\ntrap 'kill $!; echo interrupted >&2; exit 143' TERM\nsleep infinity & echo $$\nwait\n"
     )
-    with subprocess.Popen(
+    with Process(
         [SCRIPTS / "cron-prune"], env={**os.environ, **fake.env}, stdout=-1, stderr=-1, text=True
     ) as script:
         assert script.stdout
@@ -467,7 +468,7 @@ def test_cron_prune_leaves_the_work_to_a_daemon_that_runs(host: Host) -> None:
 def test_cron_prune_mails_nothing_about_a_store_that_is_at_work(host: Host) -> None:
     host.fill()
     command = ["flock", host.here / "store", "sh", "-c", "echo held; read _"]
-    with subprocess.Popen(command, stdin=-1, stdout=-1) as holder:
+    with Process(command, stdin=-1, stdout=-1) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == b"held\n"
         quiet = host.run("cron-prune", "--lock-timeout", "0")

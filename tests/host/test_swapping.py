@@ -22,6 +22,7 @@ from besom.report import Report
 from besom.run import Run
 from besom.sweep import sweep
 
+from .host import Process
 from .hostile import THEN, age, state
 
 SWAPPER = Path(__file__).with_name("swapper.py")
@@ -57,7 +58,7 @@ class Arena:
         """Exchange all the while; that it really did is asserted at the end."""
         directories = [self.parent / f"d{number}" for number in range(DIRECTORIES)]
         command = [sys.executable, SWAPPER, str(THEN), self.aside, *directories]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with Process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "begun\n"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from besom.errors import BesomError, LockHeld, UsageError
+from besom.errors import LockHeld, UsageError
 from besom.locks import FlockUnsupported, LockTable, describe, prove_flock, try_flock, writer_lock
 from besom.root import Root
 from besom.shutdown import Shutdown
@@ -219,21 +219,6 @@ def test_a_lock_that_keeps_nobody_out_is_noticed(area: Any) -> None:
         prove_flock(fd)
     finally:
         os.close(fd)
-
-
-class NoFlock(Root):
-    """A store whose descriptor the kernel refuses flock on with EBADF, as NFS does for directories."""
-
-    def reopen(self) -> None:
-        super().reopen()
-        os.close(self.fd)
-        self.fd = os.open(self.path, os.O_PATH)
-
-
-def test_a_store_on_which_flock_does_not_work_is_left_alone(area: Any) -> None:
-    says = "flock does not work here .* so it leaves it alone"
-    with NoFlock(str(area.path)) as root, pytest.raises(BesomError, match=says), lock(root):
-        pytest.fail("nothing guards this")
 
 
 @pytest.mark.parametrize("options", [[], ["-s"], ["-x"]], ids=["plain", "shared", "exclusive"])
