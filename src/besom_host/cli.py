@@ -23,7 +23,8 @@ STATUSES = (
 
 
 # Where a command is that has a file of its own.
-_ROOMS = {name: f"{name}_command" for name in ("config", "daemon", "drain", "housekeep", "lock", "unmount")}
+_OWN_ROOM = ("config", "daemon", "drain", "housekeep", "install", "lock", "sync", "unmount")
+_ROOMS = {name: f"{name}_command" for name in _OWN_ROOM}
 
 
 class Parser(argparse.ArgumentParser):
@@ -133,6 +134,25 @@ def build_parser() -> Parser:
     one.add_argument("--yes", action="store_true", help="do not ask")
 
     one = command(
+        "sync",
+        "fetch the artifacts of a manifest into a store",
+        "Fetch what is missing or has changed, several at a time, verified before it is published. "
+        "MANIFEST is YAML or JSON: store, and artifacts with url, dest (relative to the store), and where "
+        "wanted checksum (sha256:...), headers, owner, group, mode.",
+    )
+    one.add_argument("manifest", metavar="MANIFEST", help="a file")
+    one.add_argument("--parallel", metavar="N", default="4", help="transfers at a time (default 4)")
+    one.add_argument(
+        "--timeout", metavar="DUR", default="10s", help="for a server that is silent (default 10s)"
+    )
+    one.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
+    one.add_argument("--full-check", action="store_true", help="read what is there already to verify it")
+    one.add_argument(
+        "--allow-weak-checksum", action="store_true", help="accept md5 and sha1, which can be forged"
+    )
+    one.add_argument("--dry-run", action="store_true", help="print what would be fetched, and change nothing")
+
+    one = command(
         "unmount",
         "unmount gracefully, or say who holds the mount",
         "Unmount each PATH, trying again while it is busy; absent mounts are done already. "
@@ -145,6 +165,43 @@ def build_parser() -> Parser:
     one.add_argument("--lazy", action="store_true", help="then detach what is still busy")
     one.add_argument("--recursive", action="store_true", help="with all that is mounted below, deepest first")
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+
+    one = command(
+        "install",
+        "make a directory of an archive from the web, in one step",
+        "Fetch an archive (tar plain, gz, bz2, xz or zst; zip), extract it beside its place, and put it "
+        "there in one step. Unchanged where it is there already. Hostile archives are refused whole.",
+    )
+    one.add_argument("url", metavar="URL", nargs="?", help="http or https; a login may be part of it")
+    one.add_argument("--into", metavar="DIR", required=True, help="the directory that it comes into")
+    one.add_argument("--name", metavar="NAME", required=True, help="its name there")
+    one.add_argument(
+        "--checksum", metavar="C", help="of the archive, as sha256:HEX; then no server is asked twice"
+    )
+    one.add_argument("--keep", metavar="N", default="0", help="old versions that stay (default 0)")
+    one.add_argument("--current", metavar="LINK", help="a symlink beside it that is to lead to it")
+    one.add_argument("--strip", action="store_true", help="leave out the one directory that the archive has")
+    one.add_argument("--replace", action="store_true", help="also what besom has not installed")
+    one.add_argument("--absent", action="store_true", help="remove it, its old versions, and LINK")
+    one.add_argument(
+        "--header", metavar="H", action="append", default=[], help="for the server; can be repeated"
+    )
+    one.add_argument(
+        "--timeout", metavar="DUR", default="10s", help="for a server that is silent (default 10s)"
+    )
+    one.add_argument(
+        "--max-size", metavar="SIZE", default="20GiB", help="what it may unpack to (default 20GiB)"
+    )
+    one.add_argument("--max-entries", metavar="N", default="500000", help="what it may hold (default 500000)")
+    one.add_argument("--allow-setid", action="store_true", help="accept set-id programs in it")
+    one.add_argument(
+        "--allow-weak-checksum", action="store_true", help="accept md5 and sha1, which can be forged"
+    )
+    one.add_argument(
+        "--expand", metavar="N", default="3", help="how many times the download it needs (default 3)"
+    )
+    one.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
+    one.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
 
     one = command("info", "usage by store", "Show usage, limits, ages and lock holders. Changes nothing.")
     one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")

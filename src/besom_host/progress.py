@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
+
+from besom.units import format_size, printable
 
 # Runs that are over sooner need no bar, and need not wait for rich to be imported.
 PATIENCE_S = 1.0
@@ -72,3 +75,68 @@ class Bar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Transfers:
+    """A bar for each transfer and one for all on a terminal; otherwise a line for each that is through.
+
+    To be called as besom.sync's watch, by any thread; a context manager.
+    """
+
+    def __init__(self, terminal: bool, lines: bool, color: bool = True) -> None:
+        self._terminal, self._lines, self._color = terminal, lines, color
+        self._started = time.monotonic()
+        self._guard = threading.Lock()
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+        # Bytes that are there and bytes in all, by dest; what is through stays counted.
+        self._done: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, dest: str, what: str, done: int, total: int) -> None:
+        if what == "fetched" and self._lines:
+            print(f"Fetched {printable(dest)} ({format_size(done)}).", flush=True)
+        if not self._terminal:
+            return
+        with self._guard:
+            if what == "fetching":
+                self._done[dest] = (done, max(done, total))
+            if self._bar is None and time.monotonic() - self._started >= PATIENCE_S:
+                self._open()
+            if self._bar is not None:
+                self._draw(dest, what, done, total)
+
+    def _draw(self, dest: str, what: str, done: int, total: int) -> None:
+        if what != "fetching":
+            if dest in self._tasks:
+                self._bar.remove_task(self._tasks.pop(dest))
+            return
+        if dest not in self._tasks:
+            self._tasks[dest] = self._bar.add_task(printable(dest), total=None)
+        self._bar.update(self._tasks[dest], completed=done, total=None if total < 0 else total)
+        there, whole = (sum(figures) for figures in zip(*self._done.values()))
+        self._bar.update(self._all, completed=there, total=whole)
+
+    def _open(self) -> None:
+        # 60 ms that only this needs.
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            console=Console(file=sys.stderr, no_color=not self._color),
+            transient=True,
+            redirect_stdout=False,
+        )
+        self._all = self._bar.add_task("In all", total=None)
+        self._bar.start()
+
+    def __enter__(self) -> Transfers:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        with self._guard:
+            if self._bar is not None:
+                self._bar.stop()

@@ -30,6 +30,8 @@ FILES, TREES, TEMPS, LEAVES = 60, 15, 10, 4
 KEPT = 3
 OLD_S = 10 * 86400
 DRAIN = {"daemon_timeout": "20s", "unmount_timeout": "2s", "prune_timeout": "20s"}
+# What Python says, and ends with 1, when SIGINT meets it on its way to the program.
+PYTHON_STARTS = ("Fatal Python error: init_import_site", "Could not import runpy module")
 VOLLEYS = (
     (signal.SIGTERM,),
     (signal.SIGINT,),
@@ -186,10 +188,11 @@ def is_listening(pid: int) -> bool:
 
 def judge(scene: Scene, status: int, stderr: str, volley: Iterable[signal.Signals], listening: bool) -> None:
     """What a command that was met by signals may come to, and what it has to say then."""
-    if "Traceback" in stderr or status < 0:
+    if "Traceback" in stderr or "KeyboardInterrupt" in stderr or status < 0:
         # Python itself was still starting: the kernel's default, or Python's own handler of SIGINT.
         assert not listening, (status, stderr)
-        assert -status in volley or "Fatal Python error: init_import_site" in stderr, (status, stderr)
+        cut = any(said in stderr for said in PYTHON_STARTS)
+        assert -status in volley or cut, (status, stderr)
         assert not re.search(r'/(besom|besom_host)/\w+\.py", line \d+, in (?!<module>)', stderr), stderr
         return
     if status in scene.statuses:

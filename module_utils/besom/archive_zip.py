@@ -1,0 +1,137 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""zip, through the standard library's zipfile (which reads names and sizes, and extracts nothing)."""
+
+from __future__ import annotations
+
+import calendar
+import io
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, Callable
+
+from .archive import CHUNK, LONGEST_NAME, BadArchive, Member, damaged
+from .units import printable
+
+# The table of contents is read in one piece; this one holds some 500,000 names.
+_MOST_CONTENTS = 64 * 1024**2
+_UNIX = 3
+
+
+class _Bounded(io.RawIOBase):
+    """A file of which nobody reads more than the largest table of contents at once."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _MOST_CONTENTS:
+            raise BadArchive("The archive has too long a table of contents; it is refused.")
+        return self._stream.read(_MOST_CONTENTS if size < 0 else size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turn all that zipfile raises for an archive that is none into one sentence."""
+    try:
+        yield
+    except BadArchive:
+        raise
+    except OSError as error:
+        # Without a number it is not the disk's.
+        if error.errno is not None and not isinstance(error, UnicodeError):
+            raise
+        raise damaged() from error
+    except NotImplementedError as error:
+        raise BadArchive("The archive is packed in a way that this Python cannot read.") from error
+    except (
+        *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
+        *(ValueError, OverflowError, LookupError, MemoryError),
+    ) as error:
+        raise damaged() from error
+    except Exception as error:
+        if type(error).__name__ == "LZMAError":
+            raise damaged() from error
+        raise
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file that begins with head is a zip file, or an empty one."""
+    return head.startswith((b"PK\3\4", b"PK\5\6"))
+
+
+def zip_members(archive: BinaryIO, unpacked: Callable[[int], None]) -> Iterator[Member]:
+    """The members of a zip file, in the order of its table of contents."""
+    with _reading():
+        opened = zipfile.ZipFile(_Bounded(archive))
+    with opened:
+        for info in opened.infolist():
+            yield _member(opened, info, unpacked)
+
+
+def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, unpacked: Callable[[int], None]) -> Member:
+    name = info.orig_filename
+    shown = printable(name[:200])
+    if "\0" in name or len(name) > LONGEST_NAME:
+        raise BadArchive(f"The archive holds {shown}, which is no name of a file.")
+    if info.flag_bits & 0x1:
+        raise BadArchive(f"The archive holds {shown}, which is encrypted; it is refused.")
+    unix = info.external_attr >> 16 if info.create_system == _UNIX else 0
+    mtime = _time(info)
+    if name.endswith("/"):
+        return Member(name, "directory", unix & 0o7777 or 0o755, mtime)
+    if stat.S_ISLNK(unix):
+        target = b"".join(_content(opened, info, unpacked, LONGEST_NAME))
+        try:
+            return Member(name, "symlink", 0o777, mtime, target.decode())
+        except UnicodeDecodeError:
+            raise BadArchive(f"The archive holds {shown}, a link to what is not UTF-8.") from None
+    if stat.S_IFMT(unix) not in (0, stat.S_IFREG):
+        raise BadArchive(f"The archive holds {shown}, which is no file; it is refused.")
+    return Member(name, "file", unix & 0o7777 or 0o644, mtime, content=_content(opened, info, unpacked))
+
+
+def _content(
+    opened: zipfile.ZipFile, info: zipfile.ZipInfo, unpacked: Callable[[int], None], limit: int = 0
+) -> Iterator[bytes]:
+    """What info names, checked against its CRC at the end; more than limit (if any) is refused."""
+    with _reading():
+        stream = opened.open(info)
+    read = 0
+    with stream:
+        while True:
+            with _reading():
+                chunk = stream.read(CHUNK)
+            if not chunk:
+                break
+            read += len(chunk)
+            unpacked(len(chunk))
+            if limit and read > limit:
+                raise BadArchive(f"The archive holds {printable(info.filename[:200])}, too long a link.")
+            yield chunk
+    if read != info.file_size:
+        raise damaged()
+
+
+def _time(info: zipfile.ZipInfo) -> float:
+    """Seconds since the epoch; the format knows no time zone, so that of the archive counts as UTC."""
+    try:
+        return float(calendar.timegm((*info.date_time, 0, 0, 0)))
+    except (ValueError, OverflowError):
+        return 0.0

@@ -1,0 +1,409 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Installing an archive as a directory: fetched, extracted beside its place, then put there in one step.
+
+All of it happens in temps of besom's own naming, locked while they are in use; the writer lock of the
+directory is held only to put the tree in its place, and to remove what has to go.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .archive import BadArchive
+from .durable import Draft, Retries, adopt, check_name, draft, parts_of
+from .durable_tree import TreeDraft, remove_orphans, tree_draft
+from .errors import UsageError
+from .extract import Extracted, Limits, extract
+from .fetch import Opener
+from .guard import STOPPED, guarded
+from .installed import (
+    ABSENT,
+    AROUND_OLD,
+    MARK,
+    Mark,
+    State,
+    old_name,
+    read_state,
+    remove_left_links,
+    rewrite_mark,
+    switch,
+    trash_in,
+    write_mark,
+)
+from .locks import LockTable
+from .origin import Origin, digest_of
+from .preflight import DEFAULT_EXPAND, Need, preflight
+from .report import Report
+from .root import Root
+from .run import Run
+from .transfer import DEFAULT_RETRIES, Cut, Cutoff, Figures, Source, Transfer, look
+from .tree import Cursor, finish_trash, measure, remove_tree
+from .units import Share, printable
+
+# How soon a signal cuts a transfer.
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class InstallRequest:
+    """A tree called name in the directory into, from source; None: it is to be absent.
+
+    keep: old versions that stay; current: a symlink beside it that is to lead to it; strip: leave out
+    the one directory that the archive consists of; replace: also what besom has not installed; expand:
+    how many times the download the tree may need, reserve: what is to stay free beside that.
+    """
+
+    into: str
+    name: str
+    source: Source | None = None
+    keep: int = 0
+    current: str = ""
+    strip: bool = False
+    replace: bool = False
+    limits: Limits = field(default_factory=Limits)
+    expand: float = DEFAULT_EXPAND
+    reserve: Share | None = None
+    retries: int = DEFAULT_RETRIES
+
+    def check(self, root: Root) -> None:
+        """Raise UsageError for names that cannot be."""
+        for name, what in ((self.name, "name"), (self.current, "current")):
+            if name or what == "name":
+                check_name(root.fd, name, AROUND_OLD)
+            if name.startswith("."):
+                raise UsageError(f"{what}: {printable(name)} begins with a dot, as besom's own names do.")
+        if self.current == self.name:
+            raise UsageError(f"current: {printable(self.name)} is the name of the tree; choose another.")
+
+
+@dataclass
+class InstallReport(Report):
+    """What was done, or (dry_run) would be.
+
+    action: installed, upgraded, removed, or empty; before, after: what was there and is now; fetched,
+    renames: what the transfer and the renames took.
+    """
+
+    path: str = ""
+    action: str = ""
+    before: State = ABSENT
+    after: State = ABSENT
+    fetched: Figures = field(default_factory=Figures)
+    renames: Retries = field(default_factory=Retries)
+
+    @property
+    def switched(self) -> bool:
+        return self.before.link != self.after.link
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.action) or self.switched or super().changed
+
+    def to_dict(self) -> dict[str, Any]:
+        mark = self.after.mark or Mark()
+        return {
+            **super().to_dict(),
+            "path": printable(self.path),
+            "action": self.action,
+            "url": mark.url,
+            "checksum": mark.checksum,
+            "installed": mark.installed,
+            "files": {"entries": mark.entries, "bytes": mark.bytes},
+            "switched": self.switched,
+            "old_versions": [printable(name) for name in self.after.old],
+            "fetched_bytes": self.fetched.bytes,
+            "retries": self.fetched.retries,
+            "retry_wait_s": round(self.fetched.waited_s, 3),
+            "renames": self.renames.to_dict(),
+        }
+
+    @property
+    def summary(self) -> str:
+        """What was done, or would be, in one sentence."""
+        shown, would = printable(self.path), "would have " if self.dry_run else ""
+        parts = []
+        if self.action:
+            parts.append(f"{would}{self.action} {shown}")
+        if self.switched:
+            parts.append(f"{would}switched the link")
+        old = (self.planned if self.dry_run else self.removed).entries
+        if old and self.action != "removed":
+            parts.append(f"{would}removed {old} old {'version' if old == 1 else 'versions'}")
+        if not parts:
+            return f"{shown} is as it should be."
+        text = "; ".join(parts) + "."
+        return text[0].upper() + text[1:]
+
+
+def install(request: InstallRequest, run: Run, opener: Opener) -> InstallReport:
+    """Bring the tree to what the request says, or (run.dry_run) say what that would take.
+
+    opener: as transfer.ask wants it. Raises UsageError for a directory that is missing or refused, and
+    for what is in the way; NoSpace, LockHeld, BadArchive, BesomError, and then all is as it was;
+    Interrupted.
+    """
+    began = time.monotonic()
+    with Root(request.into) as root:
+        request.check(root)
+        report = InstallReport("install", root.path, run.dry_run)
+        report.path = os.path.join(root.path, request.name)
+        _Install(root, request, run, opener, report).work()
+    report.duration_s = time.monotonic() - began
+    return report
+
+
+class _Install:
+    def __init__(
+        self, root: Root, request: InstallRequest, run: Run, opener: Opener, report: InstallReport
+    ) -> None:
+        self._root, self._request, self._run = root, request, run
+        self._opener, self._report = opener, report
+
+    def work(self) -> None:
+        source, report = self._request.source, self._report
+        state = report.before = report.after = self._state()
+        missing = source is not None and self._is_missing(source, state.mark)
+        if self._run.dry_run:
+            self._predict(source, state, missing)
+            return
+        self._tidy()
+        if source and missing:
+            self._fetch_and_commit(source, state)
+        elif self._gone(state) or self._link(state) != state.link:
+            with self._locked():
+                self._finish()
+
+    def _state(self) -> State:
+        """What is there now. Raises UsageError when it is not besom's to replace or remove."""
+        request = self._request
+        state = read_state(self._root, request.name, request.current)
+        if state.exists and state.mark is None and not request.replace:
+            raise UsageError(
+                f"{printable(self._report.path)} is there and besom has not installed it; "
+                "move it away, or allow that it goes with replace."
+            )
+        return state
+
+    def _is_missing(self, source: Source, mark: Mark | None) -> bool:
+        """Whether something else is wanted than what is there; with a checksum no server is asked that.
+
+        Raises NoSpace when there is no room for the archive and its content.
+        """
+        request, strip = self._request, self._request.strip
+        if mark and source.checksum and (mark.checksum, mark.strip) == (str(source.checksum), strip):
+            return False
+        answer = look(self._opener, source, self._known(source, mark))
+        if answer.unchanged:
+            return False
+        if answer.size < 0:
+            self._report.warnings.append(
+                f"The size of {source.shown} is unknown, so its space is not checked."
+            )
+        else:
+            need = Need(self._root.path, answer.size + int(answer.size * request.expand))
+            preflight([need], None, request.reserve).require()
+        return True
+
+    def _known(self, source: Source, mark: Mark | None) -> Origin | None:
+        """What the server may be asked about instead of for the whole: whether it has changed."""
+        if not mark or source.checksum or mark.strip != self._request.strip:
+            return None
+        return mark.origin if mark.origin.source == digest_of(source.url) else None
+
+    def _gone(self, state: State) -> list[str]:
+        """The trees that have to go, of those in state."""
+        if self._request.source is None:
+            return [*state.old, *([self._request.name] if state.exists else [])]
+        return [*state.old[: max(len(state.old) - self._request.keep, 0)]]
+
+    def _link(self, state: State) -> str | None:
+        """Where the link is to lead."""
+        request = self._request
+        if request.source is None:
+            return None if state.link == request.name else state.link
+        return request.name if request.current else None
+
+    def _predict(self, source: Source | None, state: State, missing: bool) -> None:
+        request, report = self._request, self._report
+        after = state
+        if source and missing:
+            report.action = "upgraded" if state.exists else "installed"
+            old = (*state.old, *([request.name] if state.exists else []))
+            mark = Mark(source.shown, str(source.checksum or ""), strip=request.strip)
+            after = State(True, mark, old, state.link)
+        elif source is None and state.exists:
+            report.action = "removed"
+            after = replace(state, exists=False, mark=None)
+        gone = self._gone(after if source else state)
+        report.after = replace(
+            after, old=tuple(name for name in after.old if name not in gone), link=self._link(state)
+        )
+        cursor, table = Cursor(self._root), LockTable()
+        for name in gone:
+            self._look_at(cursor, name, table)
+
+    def _look_at(self, cursor: Cursor, name: str, table: LockTable) -> tuple[int, int] | None:
+        """Note that a tree is to go; its identity, or None where that is noted to be impossible."""
+        report = self._report
+        cursor.enter(name)
+        found = measure(cursor, table)
+        cursor.rise(0)
+        if found.blocked:
+            noted = report.anomalies if found.blocked.anomaly else report.kept
+            noted.add(found.blocked.path, found.blocked.reason)
+            return None
+        report.planned.add(1, found.freed)
+        reason = "is to be absent" if self._request.source is None else "old version"
+        report.victims.add(cursor.path(name), reason, kind="tree", bytes=found.freed)
+        return found.identity
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the writer lock of the directory."""
+        run = self._run
+        with guarded(self._root, run) as (self._run, waited):
+            self._report.lock_wait_s += waited
+            try:
+                yield
+            finally:
+                self._run = run
+
+    def _tidy(self) -> None:
+        """Remove what killed writers have left; the lock is taken only where there is such."""
+        # What a download can be gone on with is not left over.
+        spare = parts_of(self._root.fd, self._request.name)
+        left = remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned.entries
+        if not left and not trash_in(self._root):
+            return
+        with self._locked():
+            done = remove_orphans(self._root, self._run, spare=spare)
+            cursor = Cursor(self._root)
+            for name in trash_in(self._root):
+                blocked = finish_trash(cursor, name).blocked
+                if blocked:
+                    self._report.anomalies.add(blocked.path, blocked.reason)
+        self._report.warnings += done.warnings
+        self._report.anomalies.extend(done.failures)
+
+    def _fetch_and_commit(self, source: Source, state: State) -> None:
+        root, request, report = self._root, self._request, self._report
+        with self._part() as part:
+            origin = self._fetch(source, part, self._known(source, state.mark))
+            if origin is None:
+                with self._locked():
+                    self._finish()
+                return
+            mark = Mark(source.shown, origin.checksum, origin, request.strip)
+            if state.mark and state.mark.tells_the_same(mark):
+                mark = replace(state.mark, origin=origin)
+                with self._locked():
+                    # So that the server need not send all of it the next time.
+                    rewrite_mark(root, request.name, mark)
+                    self._finish()
+                return
+            with tree_draft(root, request.name, report.renames) as tree:
+                made = self._extract(source, part, tree)
+                # From here on its room is better spent.
+                part.discard()
+                when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._run.now() // 10**9))
+                mark = replace(mark, entries=made.entries, bytes=made.bytes, installed=when)
+                write_mark(tree.fd, report.path, mark)
+                tree.seal(0o755)
+                deadline = time.monotonic() + self._run.lock_timeout
+                with self._locked():
+                    self._commit(tree, mark, deadline)
+                    self._finish()
+
+    def _extract(self, source: Source, part: Draft, tree: TreeDraft) -> Extracted:
+        request = self._request
+        with os.fdopen(os.dup(part.fd), "rb") as archive:
+            try:
+                return extract(
+                    archive, tree.fd, self._report.path, self._run, request.limits, request.strip, MARK
+                )
+            except BadArchive as error:
+                raise BadArchive(f"{source.shown}: {error}") from error
+
+    def _commit(self, tree: TreeDraft, mark: Mark, deadline: float) -> None:
+        """Put the tree in its place, unless another has put the same there meanwhile."""
+        self._run.shutdown.check("about to put it in its place")
+        state = self._report.before = self._state()
+        if state.mark and state.mark.tells_the_same(mark):
+            return
+        name = self._request.name
+        tree.commit(old_name(name, self._run.now()) if state.exists else None, deadline)
+        self._report.action = "upgraded" if state.exists else "installed"
+
+    def _finish(self) -> None:
+        """Under the writer lock: the link, and then what has to go."""
+        request, report, state = self._request, self._report, self._state()
+        remove_left_links(self._root)
+        if self._link(state) != state.link:
+            switch(self._root, request.current, self._link(state))
+        cursor, table = Cursor(self._root), LockTable()
+        for name in self._gone(state):
+            shutdown = self._run.shutdown
+            if shutdown.requested:
+                report.interrupted = not shutdown.lost
+                if shutdown.lost:
+                    report.failures.add(report.store, f"{shutdown.lost}; {STOPPED}")
+                break
+            gone = self._remove(cursor, name, table)
+            if name == request.name:
+                report.action = "removed" if gone else ""
+                if not gone and not report.failures.total:
+                    report.failures.add(report.path, "cannot go now; see what is listed as kept")
+        report.after = read_state(self._root, request.name, request.current)
+
+    def _remove(self, cursor: Cursor, name: str, table: LockTable) -> bool:
+        report = self._report
+        identity = self._look_at(cursor, name, table)
+        if identity is None:
+            return False
+        removal = remove_tree(cursor, name, identity)
+        if removal.blocked is None:
+            report.removed.add(1, removal.freed)
+            return True
+        report.victims.discard(cursor.path(name))
+        (report.failures if removal.failed else report.kept).add(removal.blocked.path, removal.blocked.reason)
+        return False
+
+    @contextmanager
+    def _part(self) -> Iterator[Draft]:
+        """The draft of the archive: that of a killed run, to go on with, or a new one."""
+        root, name = self._root, self._request.name
+        for part in parts_of(root.fd, name):
+            found = adopt(root.fd, root.path, part, name)
+            if found is not None:
+                with found:
+                    yield found
+                return
+        with draft(root.fd, root.path, name) as new:
+            yield new
+
+    def _fetch(self, source: Source, part: Draft, known: Origin | None) -> Origin | None:
+        """Fetch the archive into part; None: the server says that it is the known one."""
+        cutoff, run = Cutoff(), self._run
+
+        def moved(done: int, total: int) -> None:
+            run.progress("fetch", done, max(total, 0))
+
+        transfer = Transfer(source, self._opener, cutoff, self._request.retries, moved)
+        self._report.fetched = transfer.figures
+        # In a thread of its own, so that a signal is heard while a server keeps silent.
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(transfer.run, part, known)
+            while not wait([work], _POLL_S).done:
+                if run.shutdown.requested:
+                    cutoff.cut()
+        try:
+            return work.result()
+        except Cut:
+            run.shutdown.check(f"fetching {source.shown}")
+            raise

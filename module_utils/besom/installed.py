@@ -1,0 +1,200 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What is installed: the mark in a tree, the old versions beside it, the link that names the current one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+
+from .durable import draft, failed, sync_directory
+from .errors import UsageError
+from .origin import Origin
+from .root import Root, open_directory
+from .tree import TRASH
+from .units import printable
+
+# In the top directory of each tree that besom has installed.
+MARK = ".besom-installed"
+# A link on its way to its name; under the writer lock there is none but one that a crash has left.
+LINK = re.compile(r"\.besom-link-[0-9a-f]{16}")
+_OLD = ".besom-old-{}-"
+_STAMP = r"\d{8}T\d{6}\.\d{6}"
+AROUND_OLD = len(_OLD.format("")) + len("20260101T000000.000000")
+_MOST_MARK = 64 * 1024
+NOWHERE = Origin("")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a tree was made from: the URL as it may be shown, the checksum of the archive (ALGORITHM:HEX).
+
+    origin: what the server said of the archive; strip: whether its top directory was left out; entries,
+    bytes: what was extracted; installed: when, in UTC.
+    """
+
+    url: str = ""
+    checksum: str = ""
+    origin: Origin = NOWHERE
+    strip: bool = False
+    entries: int = 0
+    bytes: int = 0
+    installed: str = ""
+
+    def tells_the_same(self, other: Mark) -> bool:
+        """Whether both trees come from the same archive, in the same way."""
+        return (self.checksum, self.strip) == (other.checksum, other.strip)
+
+
+def _json(mark: Mark) -> bytes:
+    return (json.dumps(asdict(mark), indent=1) + "\n").encode()
+
+
+def read_mark(root: Root, name: str) -> Mark | None:
+    """The mark of the tree name in root; None where besom has not installed it."""
+    try:
+        tree = open_directory(name, root.fd)
+        try:
+            # A FIFO may have been planted.
+            fd = os.open(MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=tree)
+        finally:
+            os.close(tree)
+        with os.fdopen(fd, "rb") as stream:
+            values = json.loads(stream.read(_MOST_MARK))
+        origin = Origin(**values.pop("origin"))
+        mark = Mark(origin=origin, **values)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+    for one, like in ((mark, Mark()), (origin, NOWHERE)):
+        if any(type(getattr(one, f.name)) is not type(getattr(like, f.name)) for f in fields(one)):
+            return None
+    return mark
+
+
+def write_mark(tree_fd: int, path: str, mark: Mark) -> None:
+    """Put the mark into a tree that has none, and is not synced yet. Raises BesomError, NoSpace."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(MARK, flags, 0o644, dir_fd=tree_fd), "wb") as stream:
+            os.fchmod(stream.fileno(), 0o644)
+            stream.write(_json(mark))
+    except OSError as error:
+        raise failed(path, "marked as installed", error) from error
+
+
+def rewrite_mark(root: Root, name: str, mark: Mark) -> None:
+    """Replace the mark of the tree name. Raises BesomError, NoSpace."""
+    path = os.path.join(root.path, name)
+    try:
+        tree = open_directory(name, root.fd)
+    except OSError as error:
+        raise failed(path, "marked as installed", error) from error
+    try:
+        with draft(tree, path, MARK[1:]) as one:
+            one.write(_json(mark))
+            one.seal(0o644)
+            os.rename(one.name, MARK, src_dir_fd=tree, dst_dir_fd=tree)
+        sync_directory(tree, path)
+    except OSError as error:
+        raise failed(path, "marked as installed", error) from error
+    finally:
+        os.close(tree)
+
+
+@dataclass(frozen=True)
+class State:
+    """What root has of a name: a tree (exists), its mark, its old versions (oldest first), and the link.
+
+    link: what the link `current` leads to; None where there is none.
+    """
+
+    exists: bool
+    mark: Mark | None
+    old: tuple[str, ...]
+    link: str | None
+
+
+ABSENT = State(False, None, (), None)
+
+
+def read_state(root: Root, name: str, current: str = "") -> State:
+    """The state of name in root. Raises UsageError for what is in the way of a tree or of the link."""
+    st, link = _stat(root, name), None
+    if st and not stat.S_ISDIR(st.st_mode):
+        raise UsageError(f"{_shown(root, name)} is not a directory; move it away, or choose another name.")
+    if current:
+        with suppress(FileNotFoundError):
+            try:
+                link = os.readlink(current, dir_fd=root.fd)
+            except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    raise
+                raise UsageError(
+                    f"{_shown(root, current)} is not a symlink; move it away, or choose another current."
+                ) from None
+    pattern = re.compile(re.escape(_OLD.format(name)) + _STAMP, re.DOTALL)
+    with os.scandir(root.fd) as entries:
+        old = sorted(
+            entry.name
+            for entry in entries
+            if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        )
+    return State(st is not None, read_mark(root, name) if st else None, tuple(old), link)
+
+
+def old_name(name: str, now: int) -> str:
+    """The name that a tree gets when another takes its place; now in ns since the epoch."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9))
+    return f"{_OLD.format(name)}{stamp}.{now % 10**9 // 1000:06}"
+
+
+def switch(root: Root, current: str, name: str | None) -> None:
+    """Make the symlink current lead to name, in one step; None: remove it. Raises BesomError, NoSpace."""
+    temp = f".besom-link-{os.urandom(8).hex()}"
+    try:
+        if name is None:
+            os.unlink(current, dir_fd=root.fd)
+        else:
+            os.symlink(name, temp, dir_fd=root.fd)
+            try:
+                os.rename(temp, current, src_dir_fd=root.fd, dst_dir_fd=root.fd)
+            except OSError:
+                os.unlink(temp, dir_fd=root.fd)
+                raise
+        os.fsync(root.fd)
+    except OSError as error:
+        raise failed(os.path.join(root.path, current), "switched", error) from error
+
+
+def remove_left_links(root: Root) -> None:
+    """Remove the links that a crash has left on their way. To be called under the writer lock."""
+    with os.scandir(root.fd) as entries:
+        left = [entry.name for entry in entries if LINK.fullmatch(entry.name) and entry.is_symlink()]
+    for name in left:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=root.fd)
+
+
+def trash_in(root: Root) -> list[str]:
+    """What a removal that was killed has left in root."""
+    with os.scandir(root.fd) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if TRASH.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
+
+
+def _stat(root: Root, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=root.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _shown(root: Root, name: str) -> str:
+    return printable(os.path.join(root.path, name))

@@ -1,0 +1,91 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Publication by several threads: whoever gets the writer lock publishes what all of them have ready."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Callable
+
+from .claim import directory_in
+from .durable import sync_directory
+from .errors import BesomError
+from .guard import guarded
+from .root import Root
+from .run import Run
+from .shutdown import Shutdown
+from .units import printable
+
+
+@dataclass
+class _Publication:
+    directory: str
+    fd: int
+    commit: Callable[[float], None]
+    done: bool = False
+    error: Exception | None = None
+
+    def attempt(self, root: Root, deadline: float) -> None:
+        try:
+            with directory_in(root, self.directory) as there:
+                if not os.path.samestat(os.fstat(there), os.fstat(self.fd)):
+                    shown = printable(os.path.join(root.path, self.directory))
+                    raise BesomError(f"{shown} was replaced meanwhile; run this again.")
+            self.commit(deadline)
+        except (BesomError, OSError) as error:
+            self.error = error
+
+
+class Publisher:
+    """Publishes under the writer lock what several threads have ready: one takes it for all of them."""
+
+    def __init__(self, path: str, run: Run, backend: str = "flock") -> None:
+        self.shutdown = Shutdown()
+        self.lock_wait_s = 0.0
+        # A wait for the lock ends when transfers are cut, not with the first signal.
+        self._run = replace(run, shutdown=self.shutdown)
+        self._path, self._backend = path, backend
+        self._ready: list[_Publication] = []
+        self._one, self._guard = threading.Lock(), threading.Lock()
+
+    def publish(self, directory: str, fd: int, commit: Callable[[float], None]) -> None:
+        """Have commit(deadline) run under the lock, durably, in a directory that is open as fd.
+
+        directory is relative to the store, deadline in seconds of time.monotonic. Raises LockHeld,
+        LockLost, Interrupted, BesomError, OSError.
+        """
+        mine = _Publication(directory, fd, commit)
+        with self._guard:
+            self._ready.append(mine)
+        with self._one:
+            if not mine.done:
+                with self._guard:
+                    batch, self._ready = self._ready, []
+                self._publish(batch)
+        if mine.error:
+            raise mine.error
+
+    def _publish(self, batch: list[_Publication]) -> None:
+        try:
+            with Root(self._path) as root, guarded(root, self._run, self._backend) as (run, waited):
+                self.lock_wait_s += waited
+                deadline = time.monotonic() + max(self._run.lock_timeout - waited, 1.0)
+                for one in batch:
+                    run.shutdown.check("publishing")
+                    one.attempt(root, deadline)
+                for directory in {one.directory for one in batch if not one.error}:
+                    self._sync(directory, [one for one in batch if one.directory == directory])
+        except (BesomError, OSError) as error:
+            for one in batch:
+                one.error = one.error or error
+        for one in batch:
+            one.done = True
+
+    def _sync(self, directory: str, published: list[_Publication]) -> None:
+        try:
+            sync_directory(published[0].fd, os.path.join(self._path, directory))
+        except BesomError as error:
+            for one in published:
+                one.error = one.error or error

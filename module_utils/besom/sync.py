@@ -1,0 +1,430 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Artifacts fetched into a store, several at a time: planned, claimed, transferred, verified, published.
+
+Transfers hold nothing but the lock of their own temp; the writer lock of the store is held for the
+publication of what is whole, by one for all that are ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable
+
+from .artifacts import Artifact
+from .claim import claim, directory_in, file_in
+from .crew import Crew
+from .durable import ORPHAN, Draft, Retries, parts_of
+from .durable_tree import remove_orphans
+from .errors import BesomError, Interrupted, LockHeld
+from .fetch import Opener
+from .guard import guarded
+from .origin import Origin, digest_of, read_origin, write_origin
+from .preflight import Need, preflight
+from .publisher import Publisher
+from .report import Noted, Report
+from .root import Root
+from .run import Run
+from .transfer import BLOCK, DEFAULT_RETRIES, Cut, Cutoff, Figures, Transfer, look
+from .units import Share
+
+DEFAULT_PARALLEL = 4
+DEFAULT_DRAIN_S = 30.0
+# How soon a signal is seen to, and how long what is cut may take to notice.
+_WAKE_S, _GRACE_S = 0.05, 2.0
+
+# watch(dest, what, bytes done, bytes in all): fetching, fetched, unchanged, failed; -1: not known.
+Watch = Callable[[str, str, int, int], None]
+
+
+def unwatched(dest: str, what: str, done: int, total: int) -> None:
+    """The transfers that nobody watches."""
+
+
+@dataclass(frozen=True)
+class SyncRequest:
+    """What is to be in the store at path. opener follows no redirects; drain_timeout in seconds.
+
+    full_check: read what is there already to verify it, even where its origin vouches for it.
+    """
+
+    path: str
+    artifacts: Sequence[Artifact]
+    opener: Opener
+    parallel: int = DEFAULT_PARALLEL
+    retries: int = DEFAULT_RETRIES
+    drain_timeout: float = DEFAULT_DRAIN_S
+    reserve: Share | None = None
+    full_check: bool = False
+    lock_backend: str = "flock"
+
+
+@dataclass
+class SyncReport(Report):
+    """What a sync did; the planned entries are those to be fetched, of which not every size is known.
+
+    adjusted: only their owner, group or mode was set. not_done: interrupted, or held by others.
+    """
+
+    fetched: Noted = field(default_factory=Noted)
+    adjusted: Noted = field(default_factory=Noted)
+    unchanged: Noted = field(default_factory=Noted)
+    not_done: Noted = field(default_factory=Noted)
+    figures: Figures = field(default_factory=Figures)
+    renames: Retries = field(default_factory=Retries)
+    held: list[LockHeld] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.fetched.total or self.adjusted.total)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        lists: dict[str, Any] = {}
+        for name in ("fetched", "adjusted", "unchanged", "failures", "not_done"):
+            noted = getattr(self, name)
+            lists[name], lists[f"{name}_total"] = noted.items, noted.total
+        first = {key: values[key] for key in ("operation", "store", "changed", "dry_run", "planned")}
+        last = {key: values[key] for key in ("lock_wait_s", "duration_s", "interrupted", "warnings")}
+        figures = {
+            "fetched_bytes": self.figures.bytes,
+            "retries": {
+                "requests": self.figures.retries,
+                "waited_s": round(self.figures.waited_s, 3),
+                "renames": self.renames.to_dict(),
+            },
+        }
+        return {**first, **lists, **figures, **last}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An artifact, and how its file is: ident of what is there, its origin where that vouches for it.
+
+    settled: nothing has to be fetched, or asked; reason: why it is to be fetched. size: -1 while unknown.
+    """
+
+    artifact: Artifact
+    reason: str = "absent"
+    settled: bool = False
+    adjust: bool = False
+    ident: tuple[int, ...] = ()
+    known: Origin | None = None
+    size: int = -1
+
+
+def sync(request: SyncRequest, run: Run, watch: Watch = unwatched) -> SyncReport:
+    """Bring the artifacts of request into its store, or (run.dry_run) say which that would fetch.
+
+    What fails for one keeps no other from its turn and is in the report, as is an interruption: no
+    new work then, what is in flight gets drain_timeout, and a second signal cuts it. Raises UsageError
+    for a store that is missing or refused, NoSpace when it would not fit.
+    """
+    started = time.monotonic()
+    with Root(request.path) as root:
+        work = _Sync(request, run, root, watch)
+        jobs = work.plan()
+        if not run.dry_run:
+            work.tidy(jobs)
+            work.execute(jobs)
+    work.report.lock_wait_s = work.publisher.lock_wait_s
+    work.report.duration_s = time.monotonic() - started
+    return work.report
+
+
+class _Sync:
+    def __init__(self, request: SyncRequest, run: Run, root: Root, watch: Watch) -> None:
+        self.request, self.run, self.root, self.watch = request, run, root, watch
+        self.report = SyncReport("sync", root.path, dry_run=run.dry_run)
+        self.cutoff = Cutoff()
+        self.publisher = Publisher(request.path, run, request.lock_backend)
+        self._counting = threading.Lock()
+        self.drafts: dict[str, Draft] = {}
+
+    # Planning: what is there, and what the servers say.
+
+    def plan(self) -> list[_Job]:
+        """The jobs that are left to do; raises NoSpace when they would not fit."""
+        todo: list[_Job] = []
+
+        def note(artifact: Artifact, job: _Job) -> None:
+            if job.adjust or not job.settled:
+                todo.append(job)
+            else:
+                self._unchanged(artifact)
+
+        self._supervise(self.request.artifacts, self._look, note, lambda artifact: artifact, 0.0)
+        order = {artifact.dest: place for place, artifact in enumerate(self.request.artifacts)}
+        todo.sort(key=lambda job: order[job.artifact.dest])
+        wanted = [job for job in todo if not job.settled]
+        self.report.planned.add(len(wanted), sum(max(0, job.size) for job in wanted))
+        if self.run.dry_run:
+            for job in todo:
+                self._note(job)
+        if wanted:
+            self._require_space(wanted)
+        return todo
+
+    def _look(self, artifact: Artifact) -> _Job:
+        job = inspect(artifact, self.root, self.request.full_check, self.cutoff)
+        if job.settled:
+            return job
+        seen = look(self.request.opener, artifact.source, job.known)
+        return replace(job, settled=seen.unchanged, size=seen.size)
+
+    def _require_space(self, wanted: list[_Job]) -> None:
+        unknown = [job for job in wanted if job.size < 0]
+        if unknown:
+            first = unknown[0].artifact.source.shown
+            text = f"The size of {first} is unknown, so its space is not checked."
+            if len(unknown) > 1:
+                count = len(unknown)
+                text = f"The sizes of {count} artifacts ({first}, ...) are unknown and not checked."
+            self.report.warnings.append(text)
+        need = Need(self.root.path, self.report.planned.bytes, len(wanted))
+        preflight([need], None, self.request.reserve, forecast=self.run.forecast).require()
+
+    def tidy(self, jobs: list[_Job]) -> None:
+        """Remove what killed writers left where this sync writes, except what it is to go on with."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for artifact in self.request.artifacts:
+            names[artifact.directory]
+        for job in jobs:
+            names[job.artifact.directory].append(job.artifact.name)
+        found, spare = [], set()
+        for directory, wanted in names.items():
+            with suppress(OSError, BesomError), directory_in(self.root, directory) as fd:
+                parts = {name for name in os.listdir(fd) if ORPHAN.fullmatch(name)}
+                mine = {part for name in wanted for part in parts_of(fd, name)} if parts else set()
+                spare |= {os.path.join(directory, part) for part in mine}
+                if parts - mine:
+                    found.append(directory)
+        if found:
+            # Whoever holds the store now need not be waited for: the next start does it.
+            now, backend = replace(self.run, lock_timeout=0.0), self.request.lock_backend
+            with suppress(LockHeld), Root(self.root.path) as root, guarded(root, now, backend) as (run, _):
+                remove_orphans(root, run, found, spare)
+
+    # Execution.
+
+    def execute(self, jobs: list[_Job]) -> None:
+        self._supervise(
+            jobs,
+            self._fetch,
+            lambda job, done: self._note(done),
+            lambda job: job.artifact,
+            self.request.drain_timeout,
+        )
+
+    def _fetch(self, job: _Job) -> _Job:
+        """Do the job; returns it as it came out."""
+        artifact = job.artifact
+        path = os.path.join(self.root.path, artifact.directory)
+        with directory_in(self.root, artifact.directory, make=True) as fd:
+            if job.settled:
+                return self._adjust(job, fd)
+            run = self.run
+            options = (run.lock_timeout, run.lock_option, run.waiting, self.cutoff.pause)
+            with claim(fd, path, artifact.name, self.report.renames, *options) as (draft, waited):
+                self.drafts[artifact.dest] = draft
+                try:
+                    if waited or _ident_at(fd, artifact.name) != job.ident:
+                        # Another has refreshed it since: what it came to decides.
+                        job = inspect(artifact, self.root, self.request.full_check, self.cutoff)
+                    if not job.settled:
+                        job = self._transfer(job, fd, draft)
+                finally:
+                    del self.drafts[artifact.dest]
+            return self._adjust(job, fd) if job.adjust and job.settled else job
+
+    def _transfer(self, job: _Job, fd: int, draft: Draft) -> _Job:
+        artifact = job.artifact
+
+        def moved(done: int, total: int) -> None:
+            self.watch(artifact.dest, "fetching", done, total)
+
+        moved(0, job.size)
+        source, opener = artifact.source, self.request.opener
+        transfer = Transfer(source, opener, self.cutoff, self.request.retries, moved)
+        try:
+            origin = transfer.run(draft, job.known)
+        finally:
+            self._count(transfer.figures)
+        if origin is None or (not source.checksum and _same_content(fd, artifact, origin, self.cutoff)):
+            return replace(job, settled=True)
+        draft.seal(artifact.mode, artifact.uid, artifact.gid)
+        self.cutoff.check()
+        self.publisher.publish(artifact.directory, fd, draft.publish)
+        return replace(job, size=origin.size)
+
+    def _count(self, figures: Figures) -> None:
+        total = self.report.figures
+        with self._counting:
+            total.bytes += figures.bytes
+            total.retries += figures.retries
+            total.waited_s += figures.waited_s
+
+    def _adjust(self, job: _Job, fd: int) -> _Job:
+        """Set owner, group and mode of a file whose content is right."""
+        artifact = job.artifact
+        path = os.path.join(self.root.path, artifact.directory)
+
+        def commit(_deadline: float) -> None:
+            with file_in(fd, path, artifact.name) as (there, st):
+                if artifact.uid is not None or artifact.gid is not None:
+                    os.fchown(there, *(-1 if one is None else one for one in (artifact.uid, artifact.gid)))
+                # The chown takes set-id bits away.
+                os.fchmod(there, stat.S_IMODE(st.st_mode) if artifact.mode is None else artifact.mode)
+                os.fsync(there)
+
+        self.publisher.publish(artifact.directory, fd, commit)
+        return job
+
+    # What becomes of the jobs.
+
+    def _note(self, job: _Job) -> None:
+        dest = job.artifact.dest
+        if not job.settled:
+            self.report.fetched.add(dest, job.reason, bytes=max(0, job.size))
+            if not self.run.dry_run:
+                self.watch(dest, "fetched", job.size, job.size)
+        elif job.adjust:
+            self.report.adjusted.add(dest, "owner, group or mode")
+        else:
+            self._unchanged(job.artifact)
+
+    def _unchanged(self, artifact: Artifact) -> None:
+        self.report.unchanged.add(artifact.dest, "verified" if artifact.source.checksum else "current")
+        self.watch(artifact.dest, "unchanged", 0, 0)
+
+    def _failed(self, artifact: Artifact, error: Exception) -> None:
+        dest = artifact.dest
+        if isinstance(error, (Cut, Interrupted)):
+            self.report.interrupted = True
+            self.report.not_done.add(dest, "interrupted")
+        elif isinstance(error, LockHeld):
+            self.report.not_done.add(dest, str(error))
+            self.report.held.append(error)
+        elif isinstance(error, (BesomError, OSError)):
+            text = str(error) if isinstance(error, BesomError) else f"{error.strerror or error}."
+            self.report.failures.add(dest, f"failed: {text.rstrip('.')}")
+        else:
+            raise error
+        self.watch(dest, "failed", 0, 0)
+
+    def _supervise(
+        self,
+        jobs: Sequence[Any],
+        work: Callable[[Any], _Job],
+        note: Callable[[Any, _Job], None],
+        artifact_of: Callable[[Any], Artifact],
+        drain_timeout: float,
+    ) -> None:
+        """Have a crew do the jobs, and see to signals meanwhile."""
+        shutdown = self.run.shutdown
+
+        def begin(job: Any) -> _Job:
+            # Signals are heard by another thread, which may see to this one later.
+            if shutdown.requested:
+                raise Cut
+            return work(job)
+
+        crew = Crew(jobs, begin, self.request.parallel)
+        at_work = {artifact_of(job).dest: artifact_of(job) for job in jobs}
+        drained = cut_at = float("inf")
+        while crew.outstanding:
+            ended = crew.wait(_WAKE_S)
+            now = time.monotonic()
+            if ended:
+                job, result = ended
+                del at_work[artifact_of(job).dest]
+                if isinstance(result, Exception):
+                    self._failed(artifact_of(job), result)
+                else:
+                    note(job, result)
+            if shutdown.requested and drained == float("inf"):
+                drained = now + drain_timeout
+                for job in crew.stop():
+                    self._failed(at_work.pop(artifact_of(job).dest), Cut())
+            if (now >= drained or (shutdown.hurry and shutdown.requested)) and not self.cutoff.is_cut:
+                cut_at = now
+                self.cutoff.cut()
+                self.publisher.shutdown.request(shutdown.signum)
+            if now >= cut_at + _GRACE_S:
+                # What hangs before its server answered is left behind, without its temp.
+                for draft in list(self.drafts.values()):
+                    draft.discard()
+                for artifact in at_work.values():
+                    self._failed(artifact, Cut())
+                return
+
+
+def inspect(artifact: Artifact, root: Root, full_check: bool, cutoff: Cutoff) -> _Job:
+    """How the file of an artifact is now. Raises BesomError where it cannot be, Cut."""
+    source, path = artifact.source, os.path.join(root.path, artifact.directory)
+
+    def holds(file: int, checksum: str) -> bool:
+        algorithm, _, digest = checksum.partition(":")
+        return _hash(file, algorithm, cutoff) == digest
+
+    try:
+        with directory_in(root, artifact.directory) as fd, file_in(fd, path, artifact.name) as (file, st):
+            job = _Job(artifact, ident=_ident(st), adjust=_differs(artifact, st))
+            known = read_origin(file)
+            if known and not (known.vouches(st) and (not full_check or holds(file, known.checksum))):
+                known = None
+            if source.checksum:
+                wanted = str(source.checksum)
+                settled = (known.checksum if known else "") == wanted or holds(file, wanted)
+                return replace(job, settled=settled, reason="checksum differs")
+            if known and known.source == digest_of(source.url):
+                return replace(job, reason="changed", known=known)
+            return replace(job, reason="origin unknown")
+    except FileNotFoundError:
+        return _Job(artifact)
+
+
+def _ident(st: os.stat_result) -> tuple[int, ...]:
+    return (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns)
+
+
+def _ident_at(directory_fd: int, name: str) -> tuple[int, ...]:
+    try:
+        return _ident(os.stat(name, dir_fd=directory_fd, follow_symlinks=False))
+    except FileNotFoundError:
+        return ()
+
+
+def _differs(artifact: Artifact, st: os.stat_result) -> bool:
+    wanted = (artifact.mode, artifact.uid, artifact.gid)
+    found = (stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid)
+    return any(one is not None and one != other for one, other in zip(wanted, found))
+
+
+def _hash(fd: int, algorithm: str, cutoff: Cutoff) -> str:
+    digest = hashlib.new(algorithm)
+    os.lseek(fd, 0, os.SEEK_SET)
+    while block := os.read(fd, BLOCK):
+        cutoff.check()
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _same_content(directory_fd: int, artifact: Artifact, origin: Origin, cutoff: Cutoff) -> bool:
+    """Whether what came is what is there already; that gets the origin, so that the next time asks first."""
+    algorithm, _, digest = origin.checksum.partition(":")
+    try:
+        with file_in(directory_fd, artifact.directory, artifact.name) as (file, st):
+            if st.st_size != origin.size or _hash(file, algorithm, cutoff) != digest:
+                return False
+            write_origin(file, origin.of_file(file, origin.checksum))
+            return True
+    except FileNotFoundError:
+        return False

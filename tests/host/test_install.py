@@ -1,0 +1,189 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""besom install as a person and a script meet it: real processes, a real server, real signals."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from .conftest import COMMAND, Done, Held
+from .mirror import Mirror, serve, stalled
+
+Besom = Callable[..., Done]
+
+
+def app(version: str, size: int = 10) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:xz") as archive:
+        for name, content in {"version": version.encode(), "data": bytes(size)}.items():
+            info = tarfile.TarInfo(f"app-{version}/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    with serve() as one:
+        yield one
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    path = tmp_path / "opt"
+    path.mkdir()
+    return path
+
+
+def test_the_life_of_a_tree(besom: Besom, mirror: Mirror, into: Path) -> None:
+    place = ("--into", into, "--name", "app", "--current", "live")
+    for version in ("1", "2"):
+        file = mirror.add("/app.tar.xz", app(version))
+        words = (f"{mirror.url}/app.tar.xz", *place, "--checksum", file.checksum, "--strip", "--keep", "1")
+        dry = besom("install", *words, "--dry-run")
+        done = besom("install", *words)
+        again = besom("install", *words)
+        assert [one.status for one in (dry, done, again)] == [0, 0, 0], done.stderr
+        assert [one.report["changed"] for one in (dry, done, again)] == [True, True, False]
+        assert (
+            dry.report["action"] == done.report["action"] == ("upgraded" if version == "2" else "installed")
+        )
+        assert (into / "live/version").read_text() == version
+    assert mirror.counts["GET"] == 2
+    (old,) = done.report["old_versions"]
+    assert (into / old / "version").read_text() == "1"
+    done = besom("install", "--absent", *place)
+    assert (done.status, done.report["action"], done.report["removed"]["entries"]) == (0, "removed", 2)
+    assert list(into.iterdir()) == []
+
+
+def test_what_it_says(mirror: Mirror, into: Path) -> None:
+    mirror.add("/app.tar.xz", app("1"), etag='"1"')
+    words = [COMMAND, "install", f"{mirror.url}/app.tar.xz", "--into", into, "--name", "app"]
+
+    def said(*more: str) -> tuple[str, str]:
+        done = subprocess.run([*words, *more], capture_output=True, text=True, check=True)
+        return done.stdout, done.stderr
+
+    assert said("--dry-run") == (f"Would have installed {into}/app.\n", "")
+    assert said() == (f"Installed {into}/app.\n", "")
+    assert said() == ("", "")
+    assert said("-v") == (f"{into}/app is as it should be.\n", "")
+    mirror.add("/app.tar.xz", app("2"), head=405)
+    assert said("--current", "live") == (
+        f"Upgraded {into}/app; switched the link; removed 1 old version.\n",
+        f"besom: warning: The size of {mirror.url}/app.tar.xz is unknown, so its space is not checked.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["URL", "--checksum", "md5:" + "0" * 32], 2, "md5 can be forged; give a sha256"),
+        (["URL", "--checksum", "x"], 2, "is no checksum"),
+        (["URL", "--header", "secret"], 2, "--header: write it as NAME: VALUE"),
+        (["URL", "--absent"], 2, "--absent needs no URL"),
+        ([], 2, "give a URL, or --absent"),
+        (["ftp://user:secret@example.com/x"], 2, "ftp://example.com/x is not an http or https URL"),
+        (["URL", "--into", "/usr"], 2, "/usr is refused: it is a system directory"),
+        (["URL", "--reserve", "99.99%"], 3, "Insufficient disk space"),
+        (["URL", "--checksum", "sha256:" + "0" * 64], 1, "has the checksum sha256:"),
+        (["URL/none"], 1, "the server answers 404"),
+        (["URL", "--max-size", "10K"], 1, "unpacks to more than 10.0 KiB; raise max_size"),
+        (["URL", "--max-entries", "1"], 1, "more than 1 entries; raise max_entries"),
+        (["http://127.0.0.1:1/x", "--dry-run"], 0, "unknown"),
+    ],
+)
+def test_how_it_fails(
+    besom: Besom, mirror: Mirror, into: Path, words: list[str], status: int, said: str
+) -> None:
+    mirror.add("/app.tar.xz", app("1", size=20_000))
+    url = f"{mirror.url}/app.tar.xz"
+    place = ("--into", into, "--name", "app", *(word.replace("URL", url) for word in words))
+    done = besom("install", *place)
+    assert done.status == status, done.stderr
+    assert said in done.stderr
+    assert "secret" not in done.stderr
+    assert list(into.iterdir()) == []
+    if status:
+        assert done.report["error"] in done.stderr
+
+
+def test_a_held_directory_fails_with_75_and_names_the_holder(
+    besom: Besom, mirror: Mirror, into: Path, hold: Callable[[Path], Held]
+) -> None:
+    mirror.add("/app.tar.xz", app("1"))
+    hold(into)
+    words = (f"{mirror.url}/app.tar.xz", "--into", into, "--name", "app", "--lock-timeout", "0")
+    done = besom("install", *words)
+    assert done.status == 75
+    assert "is locked by pid" in done.stderr
+    assert "raise --lock-timeout" in done.stderr
+    assert list(into.iterdir()) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_transfer_that_has_stalled(
+    mirror: Mirror, into: Path, signum: signal.Signals
+) -> None:
+    release = threading.Event()
+    mirror.add("/app.tar.xz", app("1"), vices=[stalled(50, release)])
+    words = ["install", f"{mirror.url}/app.tar.xz", "--into", into, "--name", "app"]
+    process = subprocess.Popen(
+        [COMMAND, "--json", *words, "--timeout", "1h"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    mirror.wait_for("/app.tar.xz")
+    process.send_signal(signum)
+    output, errors = process.communicate(timeout=60)
+    release.set()
+    assert process.returncode == 128 + signum
+    assert "Interrupted." in errors
+    assert "Traceback" not in errors
+    assert json.loads(output)["status"] == 128 + signum
+    assert list(into.iterdir()) == []
+
+
+def test_two_at_once_install_it_once(mirror: Mirror, into: Path) -> None:
+    file = mirror.add("/app.tar.xz", app("1"))
+    words = [COMMAND, "--json", "install", f"{mirror.url}/app.tar.xz", "--into", into, "--name", "app"]
+    both = [
+        subprocess.Popen([*words, "--checksum", file.checksum], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    reports = [json.loads(one.communicate(timeout=60)[0]) for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    assert sorted(report["action"] for report in reports) == ["", "installed"]
+    assert sorted(path.name for path in into.iterdir()) == ["app"]
+
+
+def test_memory_does_not_grow_with_the_archive(mirror: Mirror, into: Path) -> None:
+    """For 64 MiB in 10 KB the process needs about as much as for nothing."""
+
+    def most(content: bytes, name: str) -> int:
+        mirror.add("/app.tar.xz", content)
+        words = ["install", f"{mirror.url}/app.tar.xz", "--into", str(into), "--name", name]
+        code = (
+            "import sys; from besom_host.cli import main; status = main(sys.argv[1:]); "
+            "print(open('/proc/self/status').read()); sys.exit(status)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+        )
+        return int(done.stdout.partition("VmHWM:")[2].split()[0])
+
+    small = most(app("1"), "small")
+    assert most(app("1", size=64 * 1024**2), "large") < small + 24 * 1024
+    assert (into / "large/app-1/data").stat().st_size == 64 * 1024**2
