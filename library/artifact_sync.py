@@ -94,6 +94,18 @@ options:
     description: Accept checksums that can be forged, such as md5 and sha1.
     type: bool
     default: false
+  lock_backend:
+    description:
+      - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a store that several machines share.
+      - They have to have it at the same path.
+    type: str
+    choices: [flock, redis]
+    default: flock
+  redis_url:
+    description:
+      - The Redis for O(lock_backend=redis), such as C(redis://:password@host:6379/0).
+      - The target then needs the Python packages C(redis) and C(portalocker), 4.2 or newer.
+    type: str
   lock_timeout:
     description:
       - How long to wait for another writer of the same store, or another refresh of the same file, such as C(30s). V(0) does not wait.
@@ -328,7 +340,15 @@ from ..module_utils.besom.policy import read_path
 from ..module_utils.besom.sync import SyncReport, SyncRequest, sync
 from ..module_utils.besom.transfer import read_headers
 from ..module_utils.besom.units import Share, format_size, parse_count, parse_duration
-from ..module_utils.besom_module import FETCH, LOCK_TIMEOUT, one_sentence, run_of, transfer_opener
+from ..module_utils.besom_module import (
+    FETCH,
+    LOCK_TIMEOUT,
+    REDIS_URL,
+    STORE,
+    one_sentence,
+    run_of,
+    transfer_opener,
+)
 
 ARTIFACT = dict(
     url=dict(type="str", required=True),
@@ -352,6 +372,8 @@ def main() -> None:
             reserve=dict(type="str"),
             full_check=dict(type="bool", default=False),
             allow_weak_checksum=dict(type="bool", default=False),
+            lock_backend=STORE["lock_backend"],
+            redis_url=REDIS_URL,
             lock_timeout=LOCK_TIMEOUT,
             **FETCH,
         ),
@@ -360,6 +382,9 @@ def main() -> None:
     with one_sentence(module):
         refuse_new_work("this task")
         request, run = _request(module.params), run_of(module)
+        if request.lock_backend != "flock" and run.shared_lock:
+            # What the target lacks is said here, by one thread.
+            run.shared_lock(request.path)
         outcome = perform([(request.path, partial(sync, request, run))], run, skip_missing=False)
         reports = [report for report in outcome.reports if isinstance(report, SyncReport)]
         result: dict[str, Any] = {}
@@ -392,6 +417,7 @@ def _request(params: dict[str, Any]) -> SyncRequest:
         parse_duration(params["drain_timeout"], "drain_timeout", zero=True),
         Share(params["reserve"], "reserve") if params["reserve"] is not None else None,
         params["full_check"],
+        params["lock_backend"],
     )
 
 
