@@ -309,7 +309,7 @@ def test_an_orphan_is_taken_over_and_gone_on_with(place: Place, is_locked: Calla
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("wrong", ["owner", "mode", "link", "symlink", "fifo", "directory"])
+@pytest.mark.parametrize("wrong", ["owner", "mode", "read-only", "link", "symlink", "fifo", "directory"])
 def test_an_orphan_that_others_may_write_to_is_not_taken_over(place: Place, wrong: str) -> None:
     part = place.path / ORPHAN
     if wrong == "symlink":
@@ -319,8 +319,8 @@ def test_an_orphan_that_others_may_write_to_is_not_taken_over(place: Place, wron
     elif wrong == "directory":
         part.mkdir(0o700)
     else:
-        part.touch(0o622 if wrong == "mode" else 0o600)
-        part.chmod(0o622 if wrong == "mode" else 0o600)
+        part.touch()
+        part.chmod({"mode": 0o622, "read-only": 0o400}.get(wrong, 0o600))
     if wrong == "owner":
         os.chown(part, 12345, -1)
     if wrong == "link":
