@@ -73,7 +73,6 @@ class TreeDraft:
         self.name = name
         self.path = os.path.join(root.path, target)
         self._root = root
-        self._ident = root.ident
         self._target = target
         self._retries = retries
         self._sealed = self._done = False
@@ -196,7 +195,7 @@ class TreeDraft:
         self.fd = -1
 
     def _remove_left(self, held: int) -> None:
-        if self._root.ident == self._ident and is_inode(self._root.fd, self._left, held):
+        if is_inode(self._root.fd, self._left, held):
             with suppress(OSError):
                 _remove(Cursor(self._root), self._left, held)
         self._left = ""
@@ -210,7 +209,7 @@ class TreeDraft:
     def _require_mine(self) -> None:
         if self._done:
             raise BesomError(f"{printable(self.path)} was published or discarded before; begin a new one.")
-        if self._root.ident != self._ident or not is_inode(self._root.fd, self.name, self.fd):
+        if not is_inode(self._root.fd, self.name, self.fd):
             raise BesomError(
                 f"{printable(self.path)} is not published: somebody has moved or removed its temp; "
                 "run this again."

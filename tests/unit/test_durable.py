@@ -296,6 +296,25 @@ def test_a_temp_of_a_living_writer_is_neither_removed_nor_taken_over(
     assert remove_part(place.fd, ORPHAN) is None
 
 
+def test_a_temp_that_is_published_just_before_its_lock_is_won_is_no_orphan(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.file(ORPHAN, b"whole").chmod(0o600)
+    real, others = durable.try_flock, []
+
+    def try_flock(fd: int) -> bool:
+        if place.names == [ORPHAN]:
+            os.rename(place.path / ORPHAN, place.path / "data")
+            others.append(open(place.file(ORPHAN, b"another's"), "r+"))  # noqa: SIM115 - for its lock
+            fcntl.flock(others[-1], fcntl.LOCK_EX)
+        return real(fd)
+
+    monkeypatch.setattr(durable, "try_flock", try_flock)
+    assert remove_part(place.fd, ORPHAN) is None
+    assert place.names == [ORPHAN, "data"]
+    others.pop().close()
+
+
 def test_an_orphan_is_taken_over_and_gone_on_with(place: Place, is_locked: Callable[[str], bool]) -> None:
     place.file(ORPHAN, b"half of").chmod(0o600)
     one = adopt(*place.at, ORPHAN, "data")
