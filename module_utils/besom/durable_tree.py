@@ -297,8 +297,13 @@ def remove_orphans(
 
 def _temps_in(fd: int) -> list[tuple[str, bool]]:
     """The names that besom gives its temps, and whether each is a directory, sorted."""
-    with os.scandir(fd) as entries:
-        names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    # Opened anew: btrfs lists a directory as it was when it was opened.
+    fresh = open_directory(".", fd)
+    try:
+        with os.scandir(fresh) as entries:
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    finally:
+        os.close(fresh)
     return [
         (name, is_dir)
         for name, is_dir in names
