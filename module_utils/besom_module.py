@@ -43,6 +43,15 @@ TEMPS = dict(
     pattern=dict(type="list", elements="str", default=[".temp-*"]),
     older_than=dict(type="str", default="24h"),
 )
+FETCH = dict(
+    headers=dict(type="dict"),
+    url_username=dict(type="str"),
+    url_password=dict(type="str", no_log=True),
+    force_basic_auth=dict(type="bool", default=False),
+    validate_certs=dict(type="bool", default=True),
+    use_proxy=dict(type="bool", default=True),
+    timeout=dict(type="int", default=10),
+)
 GATE = dict(
     needs=dict(
         type="list",
@@ -63,13 +72,7 @@ GATE = dict(
     reserve=dict(type="str"),
     expand=dict(type="float", default=3.0),
     on_unknown=dict(type="str", choices=["warn", "fail"], default="warn"),
-    headers=dict(type="dict"),
-    url_username=dict(type="str"),
-    url_password=dict(type="str", no_log=True),
-    force_basic_auth=dict(type="bool", default=False),
-    validate_certs=dict(type="bool", default=True),
-    use_proxy=dict(type="bool", default=True),
-    timeout=dict(type="int", default=10),
+    **FETCH,
 )
 
 
@@ -116,6 +119,24 @@ def _opener(params: dict[str, Any]) -> Opener:
             url_username=params["url_username"],
             url_password=params["url_password"],
             force_basic_auth=params["force_basic_auth"],
+        )
+
+    return open_
+
+
+def fetch_opener(params: dict[str, Any]) -> Opener:
+    """An opener for transfers, which send headers and login, and follow redirects, by themselves."""
+    from ansible.module_utils.urls import open_url
+
+    def open_(url: str, method: str, headers: dict[str, str]) -> Any:
+        return open_url(
+            url,
+            method=method,
+            headers=headers,
+            timeout=params["timeout"],
+            validate_certs=params["validate_certs"],
+            use_proxy=params["use_proxy"],
+            follow_redirects="none",
         )
 
     return open_

@@ -106,10 +106,12 @@ class InstallReport(Report):
         return bool(self.action) or self.switched or super().changed
 
     def to_dict(self) -> dict[str, Any]:
-        mark = self.after.mark or Mark()
+        mark, values = self.after.mark or Mark(), super().to_dict()
+        # Of what else is in the directory nothing is known.
+        del values["bytes_before"], values["bytes_after"]
         return {
-            **super().to_dict(),
-            "path": printable(self.path),
+            **values,
+            "tree": printable(self.path),
             "action": self.action,
             "url": mark.url,
             "checksum": mark.checksum,
@@ -122,6 +124,13 @@ class InstallReport(Report):
             "retry_wait_s": round(self.fetched.waited_s, 3),
             "renames": self.renames.to_dict(),
         }
+
+    @property
+    def diff(self) -> dict[str, str]:
+        """What was there and what is (or would be), as Ansible shows a difference."""
+        before, after = (_lines(state) for state in (self.before, self.after))
+        header = printable(self.path)
+        return {"before_header": header, "after_header": header, "before": before, "after": after}
 
     @property
     def summary(self) -> str:
@@ -139,6 +148,18 @@ class InstallReport(Report):
             return f"{shown} is as it should be."
         text = "; ".join(parts) + "."
         return text[0].upper() + text[1:]
+
+
+def _lines(state: State) -> str:
+    mark, lines = state.mark, ["absent"]
+    if mark:
+        lines = [f"{mark.url} ({mark.checksum or 'checksum unknown yet'})"]
+    elif state.exists:
+        lines = ["not installed by besom"]
+    if state.link is not None:
+        lines.append(f"linked: {printable(state.link)}")
+    lines += [f"old: {printable(name)}" for name in state.old]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def install(request: InstallRequest, run: Run, opener: Opener) -> InstallReport:
