@@ -43,6 +43,13 @@ options:
         type: str
         choices: [files, trees]
         required: true
+      lock_backend:
+        description:
+          - V(redis) also takes a lock in a Redis, beside the local one, for a store that several machines share.
+          - They have to have it at the same path.
+        type: str
+        choices: [flock, redis]
+        default: flock
       before_prune:
         description:
           - A command for C(/bin/sh), which this module does not run.

@@ -70,6 +70,18 @@ options:
     type: str
     choices: [oldest, lru]
     default: oldest
+  lock_backend:
+    description:
+      - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a store that several machines share.
+      - They have to have it at the same path.
+    type: str
+    choices: [flock, redis]
+    default: flock
+  redis_url:
+    description:
+      - The Redis of stores with O(lock_backend=redis), such as C(redis://:password@host:6379/0).
+      - The target then needs the Python packages C(redis) and C(portalocker), 4.2 or newer.
+    type: str
   lock_timeout:
     description:
       - How long to wait for another writer of the same store, such as C(30s) or C(5m). V(0) does not wait.
@@ -250,6 +262,7 @@ from ..module_utils.besom.prune import Request, prune
 from ..module_utils.besom_module import (
     LOCK_TIMEOUT,
     POLICY,
+    REDIS_URL,
     STORE,
     finish,
     one_sentence,
@@ -263,6 +276,8 @@ def main() -> None:
         argument_spec=dict(
             path=STORE["path"],
             layout=STORE["layout"],
+            lock_backend=STORE["lock_backend"],
+            redis_url=REDIS_URL,
             state=dict(type="str", choices=["pruned", "emptied"], default="pruned"),
             lock_timeout=LOCK_TIMEOUT,
             **POLICY,
@@ -273,7 +288,8 @@ def main() -> None:
     empty = params["state"] == "emptied"
     with one_sentence(module):
         refuse_new_work("this task")
-        values = {"path": params["path"], "layout": params["layout"], **policy_values(params)}
+        own = {key: params[key] for key in ("path", "layout", "lock_backend")}
+        values = {**own, **policy_values(params)}
         store = read_store(values, limits_required=not empty)
         run = run_of(module)
         work = partial(prune, Request(store, empty=empty), run)

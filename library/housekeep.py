@@ -46,6 +46,13 @@ options:
         type: str
         choices: [files, trees]
         required: true
+      lock_backend:
+        description:
+          - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a store that several machines share.
+          - They have to have it at the same path.
+        type: str
+        choices: [flock, redis]
+        default: flock
       before_prune:
         description:
           - A command for C(/bin/sh), run under the writer lock when something is about to go. The store is left alone when it fails.
@@ -177,6 +184,11 @@ options:
     description: Seconds to wait for a server.
     type: int
     default: 10
+  redis_url:
+    description:
+      - The Redis of stores with O(stores[].lock_backend=redis), such as C(redis://:password@host:6379/0).
+      - The target then needs the Python packages C(redis) and C(portalocker), 4.2 or newer.
+    type: str
   lock_timeout:
     description:
       - How long to wait for another writer of the same store, such as C(30s) or C(5m). V(0) does not wait.
@@ -401,7 +413,17 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.besom.drain_flag import refuse_new_work
 from ..module_utils.besom.housekeep import housekeep
 from ..module_utils.besom.policy import read_store, read_temps
-from ..module_utils.besom_module import GATE, LOCK_TIMEOUT, STORE, TEMPS, Gate, finish, one_sentence, run_of
+from ..module_utils.besom_module import (
+    GATE,
+    LOCK_TIMEOUT,
+    REDIS_URL,
+    STORE,
+    TEMPS,
+    Gate,
+    finish,
+    one_sentence,
+    run_of,
+)
 
 
 def main() -> None:
@@ -410,6 +432,7 @@ def main() -> None:
             stores=dict(type="list", elements="dict", default=[], options=STORE),
             temps=dict(type="list", elements="dict", default=[], options=TEMPS),
             lock_timeout=LOCK_TIMEOUT,
+            redis_url=REDIS_URL,
             **GATE,
         ),
         supports_check_mode=True,

@@ -7,19 +7,22 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .besom.errors import BesomError
 from .besom.fetch import Opener
 from .besom.housekeep import Outcome
+from .besom.locks import Lock
 from .besom.policy import POLICY_KEYS
 from .besom.preflight import Need, Verdict, preflight, read_needs
+from .besom.redis_lock import check_redis_url, redis_locks
 from .besom.report import Report
 from .besom.run import Run
 from .besom.shutdown import Shutdown
 from .besom.units import Share, format_size, parse_duration, parse_factor
 
 LOCK_TIMEOUT = dict(type="str", default="30s")
+REDIS_URL = dict(type="str", no_log=True)
 POLICY = dict(
     max_size=dict(type="str"),
     target_size=dict(type="str"),
@@ -33,6 +36,7 @@ STORE = dict(
     name=dict(type="str"),
     path=dict(type="path", required=True),
     layout=dict(type="str", choices=["files", "trees"], required=True),
+    lock_backend=dict(type="str", choices=["flock", "redis"], default="flock"),
     before_prune=dict(type="str"),
     after_prune=dict(type="str"),
     hook_timeout=dict(type="str", default="60s"),
@@ -79,7 +83,24 @@ GATE = dict(
 def run_of(module: AnsibleModule) -> Run:
     """How this module runs: check mode only plans; TERM or a lost connection ends it between two entries."""
     timeout = parse_duration(module.params.get("lock_timeout", 0), "lock_timeout", zero=True)
-    return Run(dry_run=module.check_mode, lock_timeout=timeout, shutdown=Shutdown().listen())
+    run = Run(dry_run=module.check_mode, lock_timeout=timeout, shutdown=Shutdown().listen())
+    if module.params.get("redis_url") is not None:
+        url = check_redis_url(module.params["redis_url"])
+        run.shared_lock = lambda path: _shared_lock(module, url, path)
+    return run
+
+
+def _shared_lock(module: AnsibleModule, url: str, path: str) -> Lock:
+    # Only a task with a store that several machines share needs these on the target.
+    try:
+        import portalocker
+    except ImportError:
+        module.fail_json(msg=missing_required_lib("portalocker"))
+    try:
+        import redis
+    except ImportError:
+        module.fail_json(msg=missing_required_lib("redis"))
+    return redis_locks(url, redis, portalocker)(path)
 
 
 def policy_values(params: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from .mounts import mount_of
 from .report import Report
 from .root import Root, open_directory
 from .run import Run
-from .tree import Blocked, Cursor, Removal, measure, remove_tree, walk
+from .tree import TRASH, Blocked, Cursor, Removal, finish_trash, measure, remove_tree, walk
 from .units import printable
 from .walk import components
 
@@ -258,8 +258,8 @@ def remove_orphans(
 
     It looks into root and those directories (relative to it) that are there. spare: temps to leave
     alone, as paths relative to root (those that a download is to go on with). A swap that a crash has
-    cut is put right: the old tree gets its name back, if nothing has it. To be called under the
-    writer lock.
+    cut is put right: the old tree gets its name back, if nothing has it; trash is finished. To be
+    called under the writer lock.
     """
     began = time.monotonic()
     report, cursor, table = Report("hygiene", root.path, dry_run=run.dry_run), Cursor(root), LockTable()
@@ -303,7 +303,7 @@ def _temps_in(fd: int) -> list[tuple[str, bool]]:
     return [
         (name, is_dir)
         for name, is_dir in names
-        if (TREE.fullmatch(name) or _SWAP.fullmatch(name) if is_dir else ORPHAN.fullmatch(name))
+        if any(kind.fullmatch(name) for kind in ((TREE, TRASH, _SWAP) if is_dir else (ORPHAN,)))
     ]
 
 
@@ -363,6 +363,8 @@ def _remove_file(cursor: Cursor, name: str) -> Removal:
 
 
 def _remove_tree(cursor: Cursor, name: str) -> Removal:
+    if TRASH.fullmatch(name):
+        return finish_trash(cursor, name)
     fd = open_directory(name, cursor.fd)
     try:
         if try_flock(fd):

@@ -16,7 +16,9 @@ DEFAULT_PATTERN = ".temp-*"
 DEFAULT_OLDER_THAN = "24h"
 LIMITS = ("max_size", "max_age", "min_free", "max_entries")
 POLICY_KEYS = (*LIMITS, "target_size", "min_age", "order")
+LOCK_BACKENDS = ("flock", "redis")
 HOOK_KEYS = ("before_prune", "after_prune", "hook_timeout")
+STORE_KEYS = ("name", "path", "layout", "lock_backend", *POLICY_KEYS, *HOOK_KEYS)
 
 
 def _ns(value: Any, name: str) -> int:
@@ -115,7 +117,7 @@ class Temps:
 
 def read_store(values: Any, where: str = "", limits_required: bool = True) -> Store:
     """A store from a mapping with path, layout and the keys of a policy. Raises UsageError."""
-    values = read_mapping(values, where, ("name", "path", "layout", *POLICY_KEYS, *HOOK_KEYS))
+    values = read_mapping(values, where, STORE_KEYS)
     name = values.get("name")
     if name is not None and (not isinstance(name, str) or not name or "/" in name):
         raise UsageError(f"{where}name: {printable(str(name))} is not a name; use one without a slash.")
@@ -123,8 +125,12 @@ def read_store(values: Any, where: str = "", limits_required: bool = True) -> St
     layout = values.get("layout")
     if layout not in LAYOUTS:
         raise UsageError(f"{where}layout: {printable(str(layout))} is not one of {', '.join(LAYOUTS)}.")
+    backend = values.get("lock_backend") or "flock"
+    if backend not in LOCK_BACKENDS:
+        known = ", ".join(LOCK_BACKENDS)
+        raise UsageError(f"{where}lock_backend: {printable(str(backend))} is not one of {known}.")
     policy, hooks = Policy.from_mapping(values, where), _read_hooks(values, where)
-    store = Store(read_path(values, where), layout, policy, name or "", hooks)
+    store = Store(read_path(values, where), layout, policy, name or "", hooks, backend)
     if limits_required and not store.policy.limited:
         raise UsageError(f"{where}no limit is set; give at least one of {', '.join(LIMITS)}.")
     return store

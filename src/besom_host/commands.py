@@ -35,6 +35,7 @@ from besom.units import (
 from .config import Config, load
 from .output import absolute, limits_text, noted_text, removal_text, say, table, when
 from .progress import Bar
+from .shared_lock import redis_locks_of
 from .waiting import Deadline, wait_for
 
 # Where the work is, and the work itself, which takes run=.
@@ -47,6 +48,7 @@ def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | No
     if options.lock_timeout is not None:
         timeout = parse_duration(options.lock_timeout, "--lock-timeout", zero=True)
     run = Run(dry_run=dry_run, lock_timeout=timeout, lock_option="--lock-timeout", shutdown=shutdown)
+    run.shared_lock = redis_locks_of(config)
     if options.verbose:
         run.output = lambda hook, text: say(f"{hook}: {text}")
     if bar is not None:
@@ -112,7 +114,10 @@ def prune_command(options: Namespace, shutdown: Shutdown) -> int:
         values = {**_named(config, options.store), **flags}
         where = ""
     else:
-        values = {"path": absolute(options.store), **flags}
+        path = absolute(options.store)
+        # Whoever shares a store with other machines does so by whatever word it is named.
+        backends = [store.lock_backend for store in config.stores.values() if store.path == path]
+        values = {"path": path, "lock_backend": max(backends, default="flock"), **flags}
         where = "prune: "
         if "layout" not in flags:
             raise UsageError("A PATH needs --layout files or --layout trees.")

@@ -19,11 +19,13 @@ from typing import Any, Callable
 import yaml
 
 from besom.errors import UsageError
+from besom.fetch import redact
 from besom.policy import LIMITS, Store, Temps, read_store, read_temps
+from besom.redis_lock import check_redis_url
 from besom.run import Run
 from besom.units import parse_count, parse_duration, parse_size, printable
 
-KEYS = ("stores", "temps", "mounts", "daemon", "drain", "log", "metrics", "lock_timeout")
+KEYS = ("stores", "temps", "mounts", "daemon", "drain", "log", "metrics", "lock_timeout", "redis_url")
 HOST_FILE = "/etc/besom/besom.yml"
 AFTER_FAILURE = ("continue", "stop")
 LOG_FORMATS = ("text", "json", "clef")
@@ -55,6 +57,7 @@ class Config:
     temps: list[Temps] = field(default_factory=list)
     mounts: list[str] = field(default_factory=list)
     lock_timeout: float = Run.lock_timeout
+    redis_url: str = ""
     interval: float = 3600.0
     drain_timeout: float = 30.0
     state_dir: str = ""
@@ -184,6 +187,7 @@ def _format(value: Any, name: str) -> str:
 _Read = Callable[[Any, str], Any]
 _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
     "lock_timeout": (("lock_timeout",), _timeout, {"BESOM_LOCK_TIMEOUT": _timeout}),
+    "redis_url": (("redis_url",), check_redis_url, {"BESOM_REDIS_URL": check_redis_url}),
     "interval": (
         ("daemon", "interval"),
         _interval,
@@ -368,4 +372,5 @@ class _Reader:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{math.floor(value) if value == math.floor(value) else value}s"
-    return printable(str(value)) or "the default"
+    # A URL can hold a password.
+    return (redact(value) if "://" in str(value) else printable(str(value))) or "the default"

@@ -24,6 +24,7 @@ from .config import Config, find, read
 from .cycle import housekeeping, missed, summary
 from .notify import ONCE, notify, notify_reloading, watchdog_s
 from .process import Process
+from .shared_lock import redis_locks_of
 from .state import DRAINING, IDLE, RUNNING, STARTING, StateDir, Status
 
 SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
@@ -163,6 +164,7 @@ class Daemon:
         run = Run(
             lock_timeout=self.config.lock_timeout,
             lock_option="lock_timeout",
+            shared_lock=redis_locks_of(self.config),
             shutdown=self.shutdown,
             waiting=lambda message: log.info("lock_awaited", "{message}", message=message),
             output=lambda hook, text: log.info("hook_output", "{hook}: {text}", hook=hook, text=text),

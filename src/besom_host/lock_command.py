@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from argparse import Namespace
+from typing import Any
 
 from besom.errors import UsageError
 from besom.info import lock_info
@@ -15,27 +16,48 @@ from besom.shutdown import Shutdown
 from besom.units import printable
 
 from .commands import confirmed, path_of
-from .config import load
+from .config import Config, load
 from .output import say
+from .shared_lock import redis_locks_of
 
 
 def lock_command(options: Namespace, shutdown: Shutdown) -> int:
-    path = path_of(load(options.config, os.environ), options.store)
-    with Root(path) as root:
-        return {"status": _status, "break": _break}[options.action](root, options, shutdown)
-
-
-def _status(root: Root, options: Namespace, _shutdown: Shutdown) -> int:
-    found = lock_info(root)
-    if options.json:
-        print(json.dumps({"operation": "lock status", "changed": False, **found}))
-    elif found["state"] == "held":
-        print(f"{found['store']} is locked ({found['mechanism']}) by {found['note']}.")
-    else:
-        print(
-            f"{found['store']} is free ({found['mechanism']}){': ' if found['note'] else ''}{found['note']}."
+    config = load(options.config, os.environ)
+    with Root(path_of(config, options.store)) as root:
+        return (
+            _break(root, options, shutdown) if options.action == "break" else _status(root, options, config)
         )
+
+
+def _status(root: Root, options: Namespace, config: Config) -> int:
+    found = lock_info(root)
+    shared = _shared(root, config)
+    if options.json:
+        more = {} if shared is None else {"shared": shared}
+        print(json.dumps({"operation": "lock status", "changed": False, **found, **more}))
+        return 0
+    note = found["note"]
+    if found["state"] == "held":
+        print(f"{found['store']} is locked ({found['mechanism']}) by {note}.")
+    else:
+        print(f"{found['store']} is free ({found['mechanism']}{', ' if note else ''}{note}).")
+    if shared is not None:
+        print(f"Among the machines that share it, it is {shared['state']}{_who(shared['holder'])} (redis).")
     return 0
+
+
+def _shared(root: Root, config: Config) -> dict[str, Any] | None:
+    """The lock that other machines see, of a store that has one; asks Redis and takes nothing."""
+    backends = [store.lock_backend for store in config.stores.values() if store.path == root.path]
+    locks = redis_locks_of(config)
+    if "redis" not in backends or locks is None:
+        return None
+    holder = locks(root.real).seen()
+    return {"state": "free" if holder is None else "held", "holder": holder or None}
+
+
+def _who(holder: dict[str, Any] | None) -> str:
+    return f" by pid {holder['pid']} ({holder['command']}) on {holder['host']}" if holder else ""
 
 
 def _break(root: Root, options: Namespace, shutdown: Shutdown) -> int:

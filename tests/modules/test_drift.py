@@ -98,7 +98,7 @@ def test_the_argument_spec_is_what_is_documented(module: str, spec: dict[str, An
 
 def test_the_modules_know_the_keys_of_the_engine(constants: Any) -> None:
     assert set(constants.POLICY) == set(policy.POLICY_KEYS)
-    assert set(constants.STORE) == {"name", "path", "layout", *policy.POLICY_KEYS, *policy.HOOK_KEYS}
+    assert set(constants.STORE) == set(policy.STORE_KEYS)
     values = dict.fromkeys(constants.STORE) | {"path": "/x", "layout": "files", "max_age": "1d"}
     assert policy.read_store(values).path == "/x"
     values = dict.fromkeys(constants.TEMPS) | {"path": "/x"}
@@ -111,6 +111,7 @@ def test_the_modules_know_the_keys_of_the_engine(constants: Any) -> None:
 def test_the_modules_have_the_choices_and_defaults_of_the_engine(constants: Any) -> None:
     assert tuple(constants.STORE["layout"]["choices"]) == policy.LAYOUTS
     assert {*constants.POLICY["order"]["choices"], "created"} == set(policy.ORDERS)
+    assert tuple(constants.STORE["lock_backend"]["choices"]) == policy.LOCK_BACKENDS
     assert constants.POLICY["order"]["default"] == policy.Policy().order
     assert constants.TEMPS["pattern"]["default"] == [policy.DEFAULT_PATTERN]
     assert constants.TEMPS["older_than"]["default"] == policy.DEFAULT_OLDER_THAN

@@ -57,6 +57,29 @@ REFUSED: Refusals = {
     "no-layout": ("cache_prune", {"path": "{here}/cache", "max_age": "1d"}, r"missing required .*: layout"),
     "key": ("cache_prune", prune(max_age="1d", max_files=3), r"Unsupported parameters .*: max_files\..*"),
     "timeout": ("cache_prune", prune(max_age="1d", lock_timeout="soon"), r"lock_timeout: 'soon' is not .*"),
+    "backend": (
+        "cache_prune",
+        prune(max_age="1d", lock_backend="nfs"),
+        r"value of lock_backend must be one of: .*",
+    ),
+    "redis-none": (
+        "cache_prune",
+        prune(max_age="1d", lock_backend="redis"),
+        r".*/cache has lock_backend: redis, which needs redis_url; set it\.",
+    ),
+    "redis-url": (
+        "cache_prune",
+        prune(max_age="1d", lock_backend="redis", redis_url="http://:secret@host"),
+        r"redis_url: http://host is not a URL of Redis; write redis://HOST:6379/0\.",
+    ),
+    "redis-away": (
+        "housekeep",
+        {
+            "stores": [prune(max_age="1d", lock_backend="redis")],
+            "redis_url": "redis://:secret@127.0.0.1:1/0",
+        },
+        r".*/cache cannot be locked: Redis at redis://127\.0\.0\.1:1/0 says .*; start it, or correct .*",
+    ),
     "relative": ("cache_prune", prune(max_age="1d", path="cache"), r"path: cache is not an absolute path\."),
     "empty": ("cache_prune", prune(max_age="1d", path=""), r"path: .* is not an absolute path\."),
     "symlink": ("cache_prune", prune(max_age="1d", path="{here}/link"), r".*/link is a symlink; name the .*"),

@@ -25,6 +25,7 @@ HEX = "0123456789abcdef"
 TREE = f".temp-app-{HEX}"
 PART = f".data.{HEX}.part"
 SWAP = f".besom-swap-app-{HEX}"
+TRASH = f".besom-trash-{HEX}"
 
 
 @pytest.fixture
@@ -287,6 +288,7 @@ def test_a_root_that_was_replaced_meanwhile_gets_nothing(root: Root, area: Any) 
 
 def orphans(area: Any) -> None:
     area.tree(TREE)
+    area.tree(TRASH)
     area.file(PART)
     area.file(f"sub/deep/{PART}")
 
@@ -307,7 +309,7 @@ def test_orphans_are_removed_however_young_and_a_dry_run_foretells_it(
     done = tidy(root, make_run, directories=["sub/deep", "missing"])
     assert foretold.planned == done.planned == done.removed
     assert foretold.victims == done.victims
-    assert (done.removed.entries, done.changed, foretold.changed) == (3, True, True)
+    assert (done.removed.entries, done.changed, foretold.changed) == (4, True, True)
     assert tops(area) == ["app", "sub"]
     assert not tidy(root, make_run, directories=["sub/deep"]).changed
     assert area.names() == ["app", "app/lib", "app/lib/code", "app/link", "app/version", "sub", "sub/deep"]
@@ -377,7 +379,7 @@ def test_where_flock_keeps_nobody_out_no_temp_is_an_orphan(
     orphans(area)
     monkeypatch.setattr(fcntl, "flock", lambda fd, operation: None)
     report = tidy(root, make_run)
-    assert (report.removed.entries, report.kept.total, report.victims.total) == (0, 2, 0)
+    assert (report.removed.entries, report.kept.total, report.victims.total) == (1, 2, 1)
     with tree_draft(root, "app") as one:
         fill(one)
         tidy(root, make_run)

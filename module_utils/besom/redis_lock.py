@@ -1,0 +1,163 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The lock of a store that several machines share: portalocker's RedisLock, held beside the local one.
+
+The engine imports neither redis nor portalocker: whoever has them hands them over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+import urllib.parse
+from contextlib import suppress
+from typing import Any, Callable
+
+from .errors import BesomError, UsageError
+from .fetch import redact
+from .units import printable
+
+SCHEMES = ("redis", "rediss", "unix")
+# A Redis, and a holder, that does not answer for so long is given up, in seconds.
+_PATIENCE_S = 5.0
+# How often a holder makes sure that its connection still carries something, in seconds.
+_SELF_CHECK_S = 10.0
+_PAUSE_S = 0.25
+
+
+def check_redis_url(url: Any, name: str = "redis_url") -> str:
+    """The url, if it is one of Redis. Raises UsageError, which shows no password."""
+    try:
+        parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
+        place = parts.path if parts.scheme == "unix" else parts.hostname
+        good = parts.scheme in SCHEMES and bool(place) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good or any(char <= " " for char in url):
+        raise UsageError(f"{name}: {redact(str(url))} is not a URL of Redis; write redis://HOST:6379/0.")
+    return str(url)
+
+
+def redis_locks(url: str, redis: Any, portalocker: Any) -> Callable[[str], RedisLock]:
+    """What makes the lock of a store from its path, on the server at url, with these two packages.
+
+    Raises UsageError for a portalocker older than 4.2, which does not tell when a lock is lost.
+    """
+    lock_class = getattr(portalocker, "RedisLock", None)
+    if lock_class is None or not hasattr(lock_class, "ensure_held"):
+        raise UsageError("lock_backend: redis needs portalocker 4.2 or newer (Python 3.10); install it.")
+    # What is lost is told by the engine, once and in a sentence.
+    logging.getLogger("portalocker").propagate = False
+    logging.getLogger("portalocker").addHandler(logging.NullHandler())
+    return lambda path: RedisLock(path, url, redis, portalocker)
+
+
+class RedisLock:
+    """One store's lock, a locks.Lock; machines that share the store have it at the same path."""
+
+    longest_pause_s = _PAUSE_S
+
+    def __init__(self, path: str, url: str, redis: Any, portalocker: Any) -> None:
+        self._at = redact(url)
+        self._path = path
+        self._channel = f"besom:{path}"
+        self._errors = (redis.RedisError, portalocker.LockException, OSError)
+        self._held_by_others = portalocker.AlreadyLocked
+        try:
+            self._connection = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                health_check_interval=_PATIENCE_S,
+                socket_timeout=_PATIENCE_S,
+                socket_connect_timeout=_PATIENCE_S,
+                retry=None,
+            )
+        except (ValueError, redis.RedisError):
+            raise UsageError(f"redis_url: {self._at} has an option that redis does not know.") from None
+        self._lock = portalocker.RedisLock(
+            self._channel,
+            connection=self._connection,
+            unavailable_timeout=_PATIENCE_S,
+            self_check_interval=_SELF_CHECK_S,
+            interrupt_on_lost=False,
+        )
+
+    def attempt(self) -> bool:
+        """Take it; False when another has it. Raises BesomError where Redis cannot be asked."""
+        try:
+            # portalocker takes a server that is away for a lock that is held.
+            self._connection.ping()
+            self._lock.acquire(timeout=0, fail_when_locked=True)
+            self._connection.set(self._channel, json.dumps(self._mine()))
+        except self._held_by_others:
+            return False
+        except self._errors as error:
+            self.release()
+            raise BesomError(
+                f"{printable(self._path)} cannot be locked: Redis at {self._at} says "
+                f"'{printable(str(error))}'; start it, or correct redis_url."
+            ) from None
+        return True
+
+    def _mine(self) -> dict[str, Any]:
+        with open("/proc/self/cmdline", "rb") as stream:
+            command = os.fsdecode(stream.read(4096).replace(b"\0", b" ").strip())
+        return {
+            "id": self._lock.holder_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "command": printable(command)[:120],
+            "since": time.time(),
+        }
+
+    def _record(self) -> dict[str, Any]:
+        """What the holder has told of itself; empty when that cannot be had."""
+        try:
+            found = json.loads(self._connection.get(self._channel) or "{}")
+            return {
+                "pid": int(found["pid"]),
+                "command": printable(str(found["command"])),
+                "since": float(found["since"]),
+                "host": printable(str(found["host"])),
+                "id": str(found["id"]),
+            }
+        except (*self._errors, ValueError, TypeError, KeyError):
+            return {}
+
+    def seen(self) -> dict[str, Any] | None:
+        """Who has it, without asking for it: None when it is free, empty when the holder is unknown.
+
+        Raises BesomError where Redis cannot be asked.
+        """
+        try:
+            ((_channel, count),) = self._connection.pubsub_numsub(self._channel)
+        except self._errors as error:
+            raise BesomError(f"Redis at {self._at} says '{printable(str(error))}'; start it.") from None
+        return {key: value for key, value in self._record().items() if key != "id"} if count else None
+
+    def holder(self) -> str:
+        found = self._record()
+        if not found:
+            return f"a process that Redis at {self._at} does not name"
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
+        return (
+            f"pid {found['pid']} ({found['command']}) on {found['host']}, since {since} (Redis at {self._at})"
+        )
+
+    def remedy(self) -> str:
+        """Nothing: the lock of one that is gone goes with its connection."""
+        return ""
+
+    def lost(self) -> str:
+        return f"the connection to Redis at {self._at} broke" if self._lock.lost else ""
+
+    def release(self) -> None:
+        with suppress(*self._errors):
+            if not self._lock.lost and self._record().get("id") == self._lock.holder_id:
+                self._connection.delete(self._channel)
+        with suppress(*self._errors):
+            self._lock.release()
+        with suppress(*self._errors):
+            self._connection.close()
