@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -193,7 +193,8 @@ class _Install:
         if self._run.dry_run:
             self._predict(source, state, missing)
             return
-        self._tidy()
+        # What a download can be gone on with is not left over.
+        self._tidy(parts_of(self._root.fd, self._request.name) if missing else ())
         if source and missing:
             self._fetch_and_commit(source, state)
         elif self._gone(state) or self._link(state) != state.link:
@@ -295,10 +296,8 @@ class _Install:
             finally:
                 self._run = run
 
-    def _tidy(self) -> None:
-        """Remove what killed writers have left; the lock is taken only where there is such."""
-        # What a download can be gone on with is not left over.
-        spare = parts_of(self._root.fd, self._request.name)
+    def _tidy(self, spare: Collection[str]) -> None:
+        """Remove what killed writers have left, but spare; the lock is taken only where there is such."""
         if not remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned.entries:
             return
         with self._locked():
