@@ -112,6 +112,19 @@ options:
     description: Whether to use the proxies of the target's environment.
     type: bool
     default: true
+  http_agent:
+    description: What the client is called.
+    type: str
+    default: besom
+  client_cert:
+    description: A PEM file with a client certificate, and the key if O(client_key) is not given.
+    type: path
+  client_key:
+    description: A PEM file with the key of O(client_cert).
+    type: path
+  ca_path:
+    description: A PEM file with the certificates to trust.
+    type: path
   timeout:
     description: Seconds to wait for a server that is silent.
     type: int
@@ -356,7 +369,7 @@ from ..module_utils.besom.housekeep import perform
 from ..module_utils.besom.install import InstallReport, InstallRequest, install
 from ..module_utils.besom.transfer import read_checksum, read_headers, read_source
 from ..module_utils.besom.units import Share, parse_count, parse_factor, parse_size
-from ..module_utils.besom_module import FETCH, LOCK_TIMEOUT, fetch_opener, one_sentence, run_of
+from ..module_utils.besom_module import FETCH, LOCK_TIMEOUT, one_sentence, run_of, transfer_opener
 
 
 def request_of(params: dict) -> InstallRequest:
@@ -417,7 +430,7 @@ def main() -> None:
     with one_sentence(module):
         refuse_new_work("this task")
         request, run = request_of(module.params), run_of(module)
-        work = partial(install, request, run, fetch_opener(module.params))
+        work = partial(install, request, run, transfer_opener(module.params))
         outcome = perform([(request.into, work)], run, skip_missing=False)
         report = next((one for one in outcome.reports if isinstance(one, InstallReport)), None)
         result = report.to_dict() if report else {"changed": False}
