@@ -427,6 +427,6 @@ class _Install:
         result = ended[1]
         if isinstance(result, Cut):
             run.shutdown.check(f"fetching {source.shown}")
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result
