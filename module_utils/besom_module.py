@@ -10,7 +10,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .besom.errors import BesomError
-from .besom.fetch import Opener
+from .besom.fetch import Opener, redact
 from .besom.housekeep import Outcome
 from .besom.locks import Lock
 from .besom.policy import POLICY_KEYS
@@ -19,7 +19,7 @@ from .besom.redis_lock import check_redis_url, redis_locks
 from .besom.report import Report
 from .besom.run import Run
 from .besom.shutdown import Shutdown
-from .besom.units import Share, format_size, parse_duration, parse_factor
+from .besom.units import Share, format_size, parse_duration, parse_factor, printable
 
 LOCK_TIMEOUT = dict(type="str", default="30s")
 REDIS_URL = dict(type="str", no_log=True)
@@ -73,6 +73,22 @@ GATE = dict(
     force_basic_auth=dict(type="bool", default=False),
     validate_certs=dict(type="bool", default=True),
     use_proxy=dict(type="bool", default=True),
+    timeout=dict(type="int", default=10),
+)
+
+
+OPEN_URL = ("validate_certs", "use_proxy", "http_agent", "client_cert", "client_key", "ca_path", "timeout")
+FETCH = dict(
+    headers=dict(type="dict"),
+    url_username=dict(type="str"),
+    url_password=dict(type="str", no_log=True),
+    force_basic_auth=dict(type="bool", default=False),
+    validate_certs=dict(type="bool", default=True),
+    use_proxy=dict(type="bool", default=True),
+    http_agent=dict(type="str", default="besom"),
+    client_cert=dict(type="path"),
+    client_key=dict(type="path"),
+    ca_path=dict(type="path"),
     timeout=dict(type="int", default=10),
 )
 
@@ -138,6 +154,32 @@ def _opener(params: dict[str, Any]) -> Opener:
             url_password=params["url_password"],
             force_basic_auth=params["force_basic_auth"],
         )
+
+    return open_
+
+
+def transfer_opener(params: dict[str, Any]) -> Opener:
+    """What transfers ask through: open_url with the options of FETCH; it follows no redirect."""
+    from ansible.module_utils import urls
+
+    def open_(url: str, method: str, headers: dict[str, str]) -> Any:
+        try:
+            return urls.open_url(
+                url,
+                method=method,
+                headers=headers,
+                follow_redirects="none",
+                decompress=False,
+                # A login of the task stands above one in ~/.netrc.
+                use_netrc="Authorization" not in headers,
+                **{key: params[key] for key in OPEN_URL},
+            )
+        except urls.SSLValidationError as error:
+            raise BesomError(
+                f"{redact(url)}: its certificate is not trusted ({printable(str(error))})."
+            ) from error
+        except (urls.ConnectionError, urls.MissingModuleError) as error:
+            raise OSError(str(error)) from error
 
     return open_
 

@@ -22,7 +22,7 @@ class Crew(Generic[Job, Result]):
     def __init__(self, jobs: Iterable[Job], work: Callable[[Job], Result], size: int) -> None:
         self._todo = deque(jobs)
         self._work = work
-        self._ended: queue.SimpleQueue[tuple[Job, Result | Exception]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[Job, Result | BaseException]] = queue.SimpleQueue()
         self.outstanding = len(self._todo)
         for number in range(min(size, self.outstanding)):
             threading.Thread(target=self._run, name=f"besom-{number}", daemon=True).start()
@@ -34,14 +34,14 @@ class Crew(Generic[Job, Result]):
             except IndexError:
                 return
             try:
-                result: Result | Exception = self._work(job)
-            except Exception as error:  # noqa: BLE001 (raised again, or told, by who waits)
+                result: Result | BaseException = self._work(job)
+            except BaseException as error:  # noqa: BLE001 (told, or raised again, by who waits)
                 result = error
             self._ended.put((job, result))
             # Nothing of it is kept while the next is waited for.
             del job, result
 
-    def wait(self, seconds: float) -> tuple[Job, Result | Exception] | None:
+    def wait(self, seconds: float) -> tuple[Job, Result | BaseException] | None:
         """A job that has ended, with its result or what it raised; None when none has by then."""
         try:
             ended = self._ended.get(timeout=seconds)

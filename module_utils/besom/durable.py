@@ -201,7 +201,7 @@ def adopt(
     except OSError:
         return None
     st = os.fstat(fd)
-    own = stat.S_ISREG(st.st_mode) and st.st_uid == os.geteuid() and not st.st_mode & 0o022
+    own = stat.S_ISREG(st.st_mode) and st.st_uid == os.geteuid() and st.st_mode & 0o622 == 0o600
     if own and st.st_nlink == 1 and _hold(directory_fd, part, fd):
         os.lseek(fd, 0, os.SEEK_END)
         return Draft(directory_fd, directory_path, name, part, fd, Retries() if retries is None else retries)

@@ -73,7 +73,6 @@ class TreeDraft:
         self.name = name
         self.path = os.path.join(root.path, target)
         self._root = root
-        self._ident = root.ident
         self._target = target
         self._retries = retries
         self._sealed = self._done = False
@@ -196,7 +195,7 @@ class TreeDraft:
         self.fd = -1
 
     def _remove_left(self, held: int) -> None:
-        if self._root.ident == self._ident and is_inode(self._root.fd, self._left, held):
+        if is_inode(self._root.fd, self._left, held):
             with suppress(OSError):
                 _remove(Cursor(self._root), self._left, held)
         self._left = ""
@@ -210,7 +209,7 @@ class TreeDraft:
     def _require_mine(self) -> None:
         if self._done:
             raise BesomError(f"{printable(self.path)} was published or discarded before; begin a new one.")
-        if self._root.ident != self._ident or not is_inode(self._root.fd, self.name, self.fd):
+        if not is_inode(self._root.fd, self.name, self.fd):
             raise BesomError(
                 f"{printable(self.path)} is not published: somebody has moved or removed its temp; "
                 "run this again."
@@ -298,8 +297,13 @@ def remove_orphans(
 
 def _temps_in(fd: int) -> list[tuple[str, bool]]:
     """The names that besom gives its temps, and whether each is a directory, sorted."""
-    with os.scandir(fd) as entries:
-        names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    # Opened anew: btrfs lists a directory as it was when it was opened.
+    fresh = open_directory(".", fd)
+    try:
+        with os.scandir(fresh) as entries:
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    finally:
+        os.close(fresh)
     return [
         (name, is_dir)
         for name, is_dir in names
@@ -314,17 +318,19 @@ def _tidy(cursor: Cursor, name: str, is_dir: bool, table: LockTable, report: Rep
     if would.blocked:
         _note(would, would.blocked, report)
         return
-    if swap and _stat(cursor.fd, swap.group(1)) is None:
-        if not report.dry_run:
-            os.rename(name, swap.group(1), src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
-            os.fsync(cursor.fd)
-            back = printable(cursor.path(swap.group(1)))
-            report.warnings.append(f"The replacement of {back} was cut off; the old one is back.")
-        return
-    report.planned.add(1, would.freed)
+    back = swap[1] if swap and _stat(cursor.fd, swap[1]) is None else ""
+    report.planned.add(1, 0 if back else would.freed)
+    reason = "goes back: its replacement was cut off" if back else "left by a killed writer"
     kind = "tree" if is_dir else "file"
-    report.victims.add(path, "left by a killed writer", kind=kind, bytes=would.freed)
+    report.victims.add(path, reason, kind=kind, bytes=0 if back else would.freed)
     if report.dry_run:
+        return
+    if back:
+        os.rename(name, back, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
+        os.fsync(cursor.fd)
+        report.removed.add(1, 0)
+        shown = printable(cursor.path(back))
+        report.warnings.append(f"The replacement of {shown} was cut off; the old one is back.")
         return
     removal = (_remove_tree if is_dir else _remove_file)(cursor, name)
     if removal.blocked:

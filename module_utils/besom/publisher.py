@@ -25,7 +25,7 @@ class _Publication:
     fd: int
     commit: Callable[[float], None]
     done: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def attempt(self, root: Root, deadline: float) -> None:
         try:
@@ -44,9 +44,12 @@ class Publisher:
     def __init__(self, path: str, run: Run, backend: str = "flock") -> None:
         self.shutdown = Shutdown()
         self.lock_wait_s = 0.0
+        # Threads were left behind that may be at work with it still.
+        self.left = False
         # A wait for the lock ends when transfers are cut, not with the first signal.
         self._run = replace(run, shutdown=self.shutdown)
         self._path, self._backend = path, backend
+        self._root: Root | None = None
         self._ready: list[_Publication] = []
         self._one, self._guard = threading.Lock(), threading.Lock()
 
@@ -69,7 +72,9 @@ class Publisher:
 
     def _publish(self, batch: list[_Publication]) -> None:
         try:
-            with Root(self._path) as root, guarded(root, self._run, self._backend) as (run, waited):
+            # Opened once, and of its own: who waits for the lock may have to open it anew.
+            root = self._root = self._root or Root(self._path)
+            with guarded(root, self._run, self._backend) as (run, waited):
                 self.lock_wait_s += waited
                 deadline = time.monotonic() + max(self._run.lock_timeout - waited, 1.0)
                 for one in batch:
@@ -77,11 +82,15 @@ class Publisher:
                     one.attempt(root, deadline)
                 for directory in {one.directory for one in batch if not one.error}:
                     self._sync(directory, [one for one in batch if one.directory == directory])
-        except (BesomError, OSError) as error:
+        except BaseException as error:  # noqa: BLE001 (each of those who wait raises it)
             for one in batch:
                 one.error = one.error or error
         for one in batch:
             one.done = True
+
+    def close(self) -> None:
+        if self._root and not self.left:
+            self._root.close()
 
     def _sync(self, directory: str, published: list[_Publication]) -> None:
         try:

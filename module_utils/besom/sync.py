@@ -13,8 +13,8 @@ import stat
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
@@ -37,6 +37,8 @@ from .units import Share
 
 DEFAULT_PARALLEL = 4
 DEFAULT_DRAIN_S = 30.0
+# Those that wait for their publication, and leave their place at the mirror to others meanwhile.
+_PUBLISHING = 12
 # How soon a signal is seen to, and how long what is cut may take to notice.
 _WAKE_S, _GRACE_S = 0.05, 2.0
 
@@ -134,6 +136,7 @@ def sync(request: SyncRequest, run: Run, watch: Watch = unwatched) -> SyncReport
         if not run.dry_run:
             work.tidy(jobs)
             work.execute(jobs)
+            work.publisher.close()
     work.report.lock_wait_s = work.publisher.lock_wait_s
     work.report.duration_s = time.monotonic() - started
     return work.report
@@ -146,6 +149,7 @@ class _Sync:
         self.cutoff = Cutoff()
         self.publisher = Publisher(request.path, run, request.lock_backend)
         self._counting = threading.Lock()
+        self._places = threading.Semaphore(request.parallel)
         self.drafts: dict[str, Draft] = {}
 
     # Planning: what is there, and what the servers say.
@@ -160,7 +164,8 @@ class _Sync:
             else:
                 self._unchanged(artifact)
 
-        self._supervise(self.request.artifacts, self._look, note, lambda artifact: artifact, 0.0)
+        size = self.request.parallel
+        self._supervise(self.request.artifacts, self._look, note, lambda artifact: artifact, size, 0.0)
         order = {artifact.dest: place for place, artifact in enumerate(self.request.artifacts)}
         todo.sort(key=lambda job: order[job.artifact.dest])
         wanted = [job for job in todo if not job.settled]
@@ -220,6 +225,7 @@ class _Sync:
             self._fetch,
             lambda job, done: self._note(done),
             lambda job: job.artifact,
+            self.request.parallel + _PUBLISHING,
             self.request.drain_timeout,
         )
 
@@ -227,22 +233,46 @@ class _Sync:
         """Do the job; returns it as it came out."""
         artifact = job.artifact
         path = os.path.join(self.root.path, artifact.directory)
-        with directory_in(self.root, artifact.directory, make=True) as fd:
-            if job.settled:
-                return self._adjust(job, fd)
-            run = self.run
-            options = (run.lock_timeout, run.lock_option, run.waiting, self.cutoff.pause)
-            with claim(fd, path, artifact.name, self.report.renames, *options) as (draft, waited):
-                self.drafts[artifact.dest] = draft
-                try:
+        with directory_in(self.root, artifact.directory, make=True) as fd, ExitStack() as held:
+            if not job.settled:
+                with self._place():
+                    draft, waited = held.enter_context(self._claim(fd, path, artifact.name))
+                    self.drafts[artifact.dest] = draft
+                    held.callback(self.drafts.pop, artifact.dest)
                     if waited or _ident_at(fd, artifact.name) != job.ident:
                         # Another has refreshed it since: what it came to decides.
                         job = inspect(artifact, self.root, self.request.full_check, self.cutoff)
                     if not job.settled:
                         job = self._transfer(job, fd, draft)
-                finally:
-                    del self.drafts[artifact.dest]
-            return self._adjust(job, fd) if job.adjust and job.settled else job
+                if not job.settled:
+                    self.cutoff.check()
+                    self.publisher.publish(artifact.directory, fd, draft.publish)
+            return self._adjust(job, fd) if job.settled and job.adjust else job
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places at the mirror."""
+        while not self._places.acquire(timeout=_WAKE_S):
+            self.cutoff.check()
+        try:
+            if self.run.shutdown.requested:
+                raise Cut
+            yield
+        finally:
+            self._places.release()
+
+    def _claim(self, fd: int, path: str, name: str) -> AbstractContextManager[tuple[Draft, bool]]:
+        run = self.run
+        return claim(
+            fd,
+            path,
+            name,
+            self.report.renames,
+            run.lock_timeout,
+            run.lock_option,
+            run.waiting,
+            self.cutoff.pause,
+        )
 
     def _transfer(self, job: _Job, fd: int, draft: Draft) -> _Job:
         artifact = job.artifact
@@ -260,8 +290,6 @@ class _Sync:
         if origin is None or (not source.checksum and _same_content(fd, artifact, origin, self.cutoff)):
             return replace(job, settled=True)
         draft.seal(artifact.mode, artifact.uid, artifact.gid)
-        self.cutoff.check()
-        self.publisher.publish(artifact.directory, fd, draft.publish)
         return replace(job, size=origin.size)
 
     def _count(self, figures: Figures) -> None:
@@ -304,7 +332,7 @@ class _Sync:
         self.report.unchanged.add(artifact.dest, "verified" if artifact.source.checksum else "current")
         self.watch(artifact.dest, "unchanged", 0, 0)
 
-    def _failed(self, artifact: Artifact, error: Exception) -> None:
+    def _failed(self, artifact: Artifact, error: BaseException) -> None:
         dest = artifact.dest
         if isinstance(error, (Cut, Interrupted)):
             self.report.interrupted = True
@@ -325,6 +353,7 @@ class _Sync:
         work: Callable[[Any], _Job],
         note: Callable[[Any, _Job], None],
         artifact_of: Callable[[Any], Artifact],
+        size: int,
         drain_timeout: float,
     ) -> None:
         """Have a crew do the jobs, and see to signals meanwhile."""
@@ -336,7 +365,7 @@ class _Sync:
                 raise Cut
             return work(job)
 
-        crew = Crew(jobs, begin, self.request.parallel)
+        crew = Crew(jobs, begin, size)
         at_work = {artifact_of(job).dest: artifact_of(job) for job in jobs}
         drained = cut_at = float("inf")
         while crew.outstanding:
@@ -345,7 +374,7 @@ class _Sync:
             if ended:
                 job, result = ended
                 del at_work[artifact_of(job).dest]
-                if isinstance(result, Exception):
+                if isinstance(result, BaseException):
                     self._failed(artifact_of(job), result)
                 else:
                     note(job, result)
@@ -363,6 +392,7 @@ class _Sync:
                     draft.discard()
                 for artifact in at_work.values():
                     self._failed(artifact, Cut())
+                self.publisher.left = True
                 return
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import os
 import subprocess
@@ -18,12 +19,15 @@ import yaml
 
 from besom import fetch, policy, preflight
 
+from ..host.mirror import Mirror, serve
 from .daemons import Host
 from .play import TOP, Play, Result
 from .scenes import FIVE, TEMPS, build
 
 MODULES = sorted(path.stem for path in (TOP / "library").glob("*.py"))
 ROLES = {"disk_preflight": "disk_preflight", "housekeeping": "housekeep"}
+# Lists that are empty on a host where nothing is wrong.
+UNSEEN = ("failures.", "anomalies.", "kept.", "in_flight.", "not_done.")
 # What ansible-core adds to every result by itself, and `changed`, which it documents.
 COMMON = {"changed", "diff", "exception", "failed", "invocation", "warnings", "_ansible_no_log"}
 ATTRIBUTES = ("type", "elements", "choices", "default", "required", "aliases")
@@ -163,12 +167,34 @@ def busy(play: Play, hold: Callable[[Path], int]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def returned(play: Play, daemon: dict[str, str], busy: dict[str, Any]) -> dict[str, list[Result]]:
+def mirror() -> Iterator[Mirror]:
+    with serve() as one:
+        one.add("/new", b"content")
+        yield one
+
+
+def artifacts(here: Path, mirror: Mirror) -> list[dict[str, Any]]:
+    """One to fetch, one that is there, one of which only the mode is wrong."""
+    sums = {name: hashlib.sha256((here / name).read_bytes()).hexdigest() for name in ("cache/a", "cache/b")}
+    there: list[dict[str, Any]] = [
+        {"url": f"{mirror.url}/gone", "dest": name, "checksum": f"sha256:{digest}"}
+        for name, digest in sums.items()
+    ]
+    there[1]["mode"] = "0600"
+    return [{"url": f"{mirror.url}/new", "dest": "new"}, *there]
+
+
+@pytest.fixture(scope="module")
+def returned(
+    play: Play, daemon: dict[str, str], busy: dict[str, Any], mirror: Mirror
+) -> dict[str, list[Result]]:
     """Results of each module that between them hold all that it can return; failures come last."""
     store = {"path": "{here}/cache", "layout": "files", "max_entries": 4}
     gate = {"needs": [{"path": "/tmp", "size": "1K"}]}
     short = {"needs": [{"path": "/tmp", "size": "7P"}]}
+    gone = {"path": "{here}", "artifacts": [{"url": f"{mirror.url}/gone", "dest": "gone"}]}
     calls: dict[str, list[dict[str, Any]]] = {
+        "artifact_sync": [{"path": "{here}"}, gone],
         "cache_info": [
             {"stores": [store], "temps": [{"path": "{here}/area"}]},
             {"stores": [{**store, "path": "x"}]},
@@ -187,6 +213,8 @@ def returned(play: Play, daemon: dict[str, str], busy: dict[str, Any]) -> dict[s
         here: Path = play.base / "here" / module
         build(here, {**FIVE, **TEMPS})
         os.mkfifo(here / "cache/fifo")
+        if module == "artifact_sync":
+            ways[0]["artifacts"] = artifacts(here, mirror)
         for number, args in enumerate(ways):
             play.add(f"{module}/{number}", module, args)
     found = play.run()
@@ -222,7 +250,7 @@ def test_a_module_returns_exactly_the_keys_that_it_documents(
     found = keys([result.values for result in returned[module]], documentation) - COMMON
     wanted = names(documentation)
     # Failures that besom cannot bring about at will look like what was kept; idle, nothing is in flight.
-    unseen = {name for name in wanted if name.startswith(("failures.", "anomalies.", "kept.", "in_flight."))}
+    unseen = {name for name in wanted if name.startswith(UNSEEN)}
     if os.geteuid() != 0:
         unseen |= {name for name in wanted if name.startswith("mounts.holders.")}
     assert found - {"msg"} <= wanted

@@ -296,6 +296,25 @@ def test_a_temp_of_a_living_writer_is_neither_removed_nor_taken_over(
     assert remove_part(place.fd, ORPHAN) is None
 
 
+def test_a_temp_that_is_published_just_before_its_lock_is_won_is_no_orphan(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.file(ORPHAN, b"whole").chmod(0o600)
+    real, others = durable.try_flock, []
+
+    def try_flock(fd: int) -> bool:
+        if place.names == [ORPHAN]:
+            os.rename(place.path / ORPHAN, place.path / "data")
+            others.append(open(place.file(ORPHAN, b"another's"), "r+"))  # noqa: SIM115 - for its lock
+            fcntl.flock(others[-1], fcntl.LOCK_EX)
+        return real(fd)
+
+    monkeypatch.setattr(durable, "try_flock", try_flock)
+    assert remove_part(place.fd, ORPHAN) is None
+    assert place.names == [ORPHAN, "data"]
+    others.pop().close()
+
+
 def test_an_orphan_is_taken_over_and_gone_on_with(place: Place, is_locked: Callable[[str], bool]) -> None:
     place.file(ORPHAN, b"half of").chmod(0o600)
     one = adopt(*place.at, ORPHAN, "data")
@@ -309,7 +328,7 @@ def test_an_orphan_is_taken_over_and_gone_on_with(place: Place, is_locked: Calla
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("wrong", ["owner", "mode", "link", "symlink", "fifo", "directory"])
+@pytest.mark.parametrize("wrong", ["owner", "mode", "read-only", "link", "symlink", "fifo", "directory"])
 def test_an_orphan_that_others_may_write_to_is_not_taken_over(place: Place, wrong: str) -> None:
     part = place.path / ORPHAN
     if wrong == "symlink":
@@ -319,8 +338,8 @@ def test_an_orphan_that_others_may_write_to_is_not_taken_over(place: Place, wron
     elif wrong == "directory":
         part.mkdir(0o700)
     else:
-        part.touch(0o622 if wrong == "mode" else 0o600)
-        part.chmod(0o622 if wrong == "mode" else 0o600)
+        part.touch()
+        part.chmod({"mode": 0o622, "read-only": 0o400}.get(wrong, 0o600))
     if wrong == "owner":
         os.chown(part, 12345, -1)
     if wrong == "link":

@@ -361,9 +361,11 @@ def test_hygiene_does_not_leave_its_root(
 def test_a_swap_that_was_cut_off_is_put_right(root: Root, area: Any, make_run: Callable[..., Run]) -> None:
     install(root, "old")
     os.rename(area.at("app"), area.at(SWAP))
-    assert tidy(root, make_run, dry_run=True).warnings == []
-    assert tops(area) == [SWAP]
+    foretold = tidy(root, make_run, dry_run=True)
+    assert (foretold.warnings, tops(area)) == ([], [SWAP])
     report = tidy(root, make_run)
+    assert foretold.changed
+    assert foretold.planned == report.planned == report.removed
     assert "the old one is back" in report.warnings[0]
     assert tops(area) == ["app"]
     assert content(area) == "old"
