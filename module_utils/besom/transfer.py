@@ -435,7 +435,8 @@ class Transfer:
 
     def _new_digest(self) -> Any:
         checksum = self._source.checksum
-        return hashlib.new(checksum.algorithm if checksum else "sha256")
+        # Without one its digest is for comparisons of besom's own: the fastest strong one.
+        return hashlib.new(checksum.algorithm if checksum else "blake2b")
 
     def _wrong(self) -> str:
         """What is wrong with the content, if a checksum says so."""

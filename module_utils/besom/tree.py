@@ -68,6 +68,8 @@ class Cursor:
 
     def __init__(self, root: Root) -> None:
         self._root = root
+        # btrfs lists a directory as it was when it was opened or rewound, not as it is.
+        os.lseek(root.fd, 0, os.SEEK_SET)
         self._frames = [_Frame("", root.fd, root.ident)]
         # Files can be mount points too; those names are looked at with O_PATH before any stat.
         self.mounted = names_mounted_on(root.mnt_id)

@@ -85,12 +85,15 @@ class Transfers:
 
     def __init__(self, terminal: bool, lines: bool, color: bool = True) -> None:
         self._terminal, self._lines, self._color = terminal, lines, color
-        self._started = time.monotonic()
         self._guard = threading.Lock()
+        # A mirror that stalls moves nothing, and then the bars are wanted most.
+        self._timer = threading.Timer(PATIENCE_S, self._begin)
+        self._timer.daemon = True
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        # Bytes that are there and bytes in all, by dest; what is through stays counted.
-        self._done: dict[str, tuple[int, int]] = {}
+        # Bytes that are there and bytes in all, by dest: of those under way, and of all that ever were.
+        self._moving: set[str] = set()
+        self._bytes: dict[str, tuple[int, int]] = {}
 
     def __call__(self, dest: str, what: str, done: int, total: int) -> None:
         if what == "fetched" and self._lines:
@@ -99,22 +102,31 @@ class Transfers:
             return
         with self._guard:
             if what == "fetching":
-                self._done[dest] = (done, max(done, total))
-            if self._bar is None and time.monotonic() - self._started >= PATIENCE_S:
-                self._open()
+                self._moving.add(dest)
+                self._bytes[dest] = (done, total)
+            else:
+                self._moving.discard(dest)
             if self._bar is not None:
-                self._draw(dest, what, done, total)
+                self._draw(dest)
 
-    def _draw(self, dest: str, what: str, done: int, total: int) -> None:
-        if what != "fetching":
-            if dest in self._tasks:
-                self._bar.remove_task(self._tasks.pop(dest))
-            return
-        if dest not in self._tasks:
-            self._tasks[dest] = self._bar.add_task(printable(dest), total=None)
-        self._bar.update(self._tasks[dest], completed=done, total=None if total < 0 else total)
-        there, whole = (sum(figures) for figures in zip(*self._done.values()))
-        self._bar.update(self._all, completed=there, total=whole)
+    def _begin(self) -> None:
+        with self._guard:
+            if not self._terminal:
+                return
+            self._open()
+            for dest in self._moving:
+                self._draw(dest)
+
+    def _draw(self, dest: str) -> None:
+        if dest in self._moving:
+            done, total = self._bytes[dest]
+            if dest not in self._tasks:
+                self._tasks[dest] = self._bar.add_task(printable(dest), total=None)
+            self._bar.update(self._tasks[dest], completed=done, total=None if total < 0 else total)
+        elif dest in self._tasks:
+            self._bar.remove_task(self._tasks.pop(dest))
+        there = sum(done for done, _ in self._bytes.values())
+        self._bar.update(self._all, completed=there, total=sum(max(one) for one in self._bytes.values()))
 
     def _open(self) -> None:
         # 60 ms that only this needs.
@@ -134,9 +146,13 @@ class Transfers:
         self._bar.start()
 
     def __enter__(self) -> Transfers:
+        if self._terminal:
+            self._timer.start()
         return self
 
     def __exit__(self, *_exception: object) -> None:
+        self._timer.cancel()
         with self._guard:
+            self._terminal = False
             if self._bar is not None:
                 self._bar.stop()

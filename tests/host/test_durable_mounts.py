@@ -13,6 +13,7 @@ import pytest
 from besom import durable_tree
 from besom.durable import draft, write_durably
 from besom.durable_tree import remove_orphans, tree_draft
+from besom.inventory import Inventory, read_files, read_trees
 from besom.root import Root
 from besom.run import Run
 
@@ -91,3 +92,14 @@ def test_files_and_trees_are_published_and_cleared_up_after(
     assert sorted(os.listdir(path)) == [".besom-old-tree-2", "file", "tree"]
     assert (path / "file").read_text() == "new"
     assert {*texts(path / "tree"), *texts(path / ".besom-old-tree-2")} == {"2", "3"}
+
+
+@pytest.mark.parametrize("read", [read_files, read_trees])
+def test_a_store_is_seen_as_it_is_and_not_as_it_was_when_it_was_opened(
+    mounted: Callable[[str], Path], read: Callable[..., Inventory]
+) -> None:
+    path = mounted("btrfs") / "store"
+    path.mkdir()
+    with Root(str(path)) as root:
+        (path / "entry").touch() if read is read_files else (path / "entry").mkdir()
+        assert read(root, Run()).entries == 1

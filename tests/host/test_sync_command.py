@@ -116,6 +116,32 @@ def test_a_line_for_each_that_is_through_and_none_when_nothing_is(scene: Scene) 
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
+def test_on_a_terminal_there_is_a_bar_for_each_and_one_for_all(scene: Scene) -> None:
+    scene.stalling("one")
+    scene.add("two")
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "sync", scene.manifest],
+        env={**os.environ, "BESOM_CONFIG": os.devnull, "TERM": "xterm", "COLUMNS": "120"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal of a process that has ended
+        while chunk := os.read(ours, 4096):
+            seen += chunk
+            if b"In all" in seen and b"one" in seen and b"0.3/1.0 MiB" in seen:
+                scene.until.set()
+    os.close(ours)
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    assert scene.until.is_set(), seen
+    assert process.returncode == 0
+    assert out.splitlines()[-1] == "Fetched 2 files (2.0 MiB); 0 unchanged."
+
+
 def test_what_fails_is_named_and_the_status_is_1(scene: Scene) -> None:
     scene.add("one")
     del scene.mirror.files["/one"]
