@@ -59,7 +59,7 @@ def guarded(root: Root, run: Run, backend: str = "flock") -> Iterator[tuple[Run,
     shown = printable(root.path)
     if backend != "flock" and run.shared_lock is None:
         raise UsageError(f"{shown} has lock_backend: {backend}, which needs redis_url; set it.")
-    wait = Wait(root.path, run.lock_timeout, run.shutdown, run.lock_option, run.waiting)
+    wait = Wait(root.path, run.lock_timeout, run.shutdown, run.lock_option, run.waiting, run.progress)
     locks: list[Lock] = []
     with ExitStack() as stack:
         locks.append(take_local(root, wait))
@@ -68,6 +68,8 @@ def guarded(root: Root, run: Run, backend: str = "flock") -> Iterator[tuple[Run,
             locks.append(run.shared_lock(root.real))
             stack.callback(locks[1].release)
             wait.take(locks[1])
+        if wait.waited_s:
+            run.waited(root.path, wait.waited_s)
 
         if isinstance(locks[-1], Flock):
             # The kernel takes it from nobody who lives.

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .archive import BadArchive
-from .durable import Draft, Retries, adopt, check_name, draft, parts_of
+from .claim import claim
+from .crew import Crew
+from .durable import Draft, Retries, check_name, parts_of
 from .durable_tree import TreeDraft, remove_orphans, tree_draft
 from .errors import UsageError
 from .extract import Extracted, Limits, extract
@@ -33,7 +34,6 @@ from .installed import (
     remove_left_links,
     rewrite_mark,
     switch,
-    trash_in,
     write_mark,
 )
 from .locks import LockTable
@@ -43,7 +43,7 @@ from .report import Report
 from .root import Root
 from .run import Run
 from .transfer import DEFAULT_RETRIES, Cut, Cutoff, Figures, Source, Transfer, look
-from .tree import Cursor, finish_trash, measure, remove_tree
+from .tree import Cursor, measure, remove_tree
 from .units import Share, printable
 
 # How soon a signal cuts a transfer.
@@ -106,10 +106,12 @@ class InstallReport(Report):
         return bool(self.action) or self.switched or super().changed
 
     def to_dict(self) -> dict[str, Any]:
-        mark = self.after.mark or Mark()
+        mark, values = self.after.mark or Mark(), super().to_dict()
+        # Of what else is in the directory nothing is known.
+        del values["bytes_before"], values["bytes_after"]
         return {
-            **super().to_dict(),
-            "path": printable(self.path),
+            **values,
+            "tree": printable(self.path),
             "action": self.action,
             "url": mark.url,
             "checksum": mark.checksum,
@@ -122,6 +124,13 @@ class InstallReport(Report):
             "retry_wait_s": round(self.fetched.waited_s, 3),
             "renames": self.renames.to_dict(),
         }
+
+    @property
+    def diff(self) -> dict[str, str]:
+        """What was there and what is (or would be), as Ansible shows a difference."""
+        before, after = (_lines(state) for state in (self.before, self.after))
+        header = printable(self.path)
+        return {"before_header": header, "after_header": header, "before": before, "after": after}
 
     @property
     def summary(self) -> str:
@@ -139,6 +148,18 @@ class InstallReport(Report):
             return f"{shown} is as it should be."
         text = "; ".join(parts) + "."
         return text[0].upper() + text[1:]
+
+
+def _lines(state: State) -> str:
+    mark, lines = state.mark, ["absent"]
+    if mark:
+        lines = [f"{mark.url} ({mark.checksum or 'checksum unknown yet'})"]
+    elif state.exists:
+        lines = ["not installed by besom"]
+    if state.link is not None:
+        lines.append(f"linked: {printable(state.link)}")
+    lines += [f"old: {printable(name)}" for name in state.old]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def install(request: InstallRequest, run: Run, opener: Opener) -> InstallReport:
@@ -172,7 +193,8 @@ class _Install:
         if self._run.dry_run:
             self._predict(source, state, missing)
             return
-        self._tidy()
+        # What a download can be gone on with is not left over.
+        self._tidy(parts_of(self._root.fd, self._request.name) if missing else ())
         if source and missing:
             self._fetch_and_commit(source, state)
         elif self._gone(state) or self._link(state) != state.link:
@@ -274,26 +296,24 @@ class _Install:
             finally:
                 self._run = run
 
-    def _tidy(self) -> None:
-        """Remove what killed writers have left; the lock is taken only where there is such."""
-        # What a download can be gone on with is not left over.
-        spare = parts_of(self._root.fd, self._request.name)
-        left = remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned.entries
-        if not left and not trash_in(self._root):
+    def _tidy(self, spare: Collection[str]) -> None:
+        """Remove what killed writers have left, but spare; the lock is taken only where there is such."""
+        if not remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned.entries:
             return
         with self._locked():
             done = remove_orphans(self._root, self._run, spare=spare)
-            cursor = Cursor(self._root)
-            for name in trash_in(self._root):
-                blocked = finish_trash(cursor, name).blocked
-                if blocked:
-                    self._report.anomalies.add(blocked.path, blocked.reason)
         self._report.warnings += done.warnings
         self._report.anomalies.extend(done.failures)
 
     def _fetch_and_commit(self, source: Source, state: State) -> None:
         root, request, report = self._root, self._request, self._report
-        with self._part() as part:
+        with self._part() as (part, waited):
+            if waited:
+                state = self._report.before = self._state()
+                if not self._is_missing(source, state.mark):
+                    with self._locked():
+                        self._finish()
+                    return
             origin = self._fetch(source, part, self._known(source, state.mark))
             if origin is None:
                 with self._locked():
@@ -309,8 +329,8 @@ class _Install:
                 return
             with tree_draft(root, request.name, report.renames) as tree:
                 made = self._extract(source, part, tree)
-                # From here on its room is better spent.
-                part.discard()
+                # Its room is better spent from here on; the claim stays.
+                os.ftruncate(part.fd, 0)
                 when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._run.now() // 10**9))
                 mark = replace(mark, entries=made.entries, bytes=made.bytes, installed=when)
                 write_mark(tree.fd, report.path, mark)
@@ -375,17 +395,20 @@ class _Install:
         return False
 
     @contextmanager
-    def _part(self) -> Iterator[Draft]:
-        """The draft of the archive: that of a killed run, to go on with, or a new one."""
-        root, name = self._root, self._request.name
-        for part in parts_of(root.fd, name):
-            found = adopt(root.fd, root.path, part, name)
-            if found is not None:
-                with found:
-                    yield found
-                return
-        with draft(root.fd, root.path, name) as new:
-            yield new
+    def _part(self) -> Iterator[tuple[Draft, bool]]:
+        """The draft of the archive, and whether another install of the name was waited for.
+
+        It may be that of a killed run, to go on with.
+        """
+        root, run = self._root, self._run
+
+        def pause(seconds: float) -> None:
+            time.sleep(seconds)
+            run.shutdown.check(f"waiting for another install of {printable(self._report.path)}")
+
+        options = (run.lock_timeout, run.lock_option, run.waiting, pause)
+        with claim(root.fd, root.path, self._request.name, self._report.renames, *options) as claimed:
+            yield claimed
 
     def _fetch(self, source: Source, part: Draft, known: Origin | None) -> Origin | None:
         """Fetch the archive into part; None: the server says that it is the known one."""
@@ -397,13 +420,13 @@ class _Install:
         transfer = Transfer(source, self._opener, cutoff, self._request.retries, moved)
         self._report.fetched = transfer.figures
         # In a thread of its own, so that a signal is heard while a server keeps silent.
-        with ThreadPoolExecutor(1) as pool:
-            work = pool.submit(transfer.run, part, known)
-            while not wait([work], _POLL_S).done:
-                if run.shutdown.requested:
-                    cutoff.cut()
-        try:
-            return work.result()
-        except Cut:
+        crew = Crew([part], lambda part: transfer.run(part, known), 1)
+        while not (ended := crew.wait(_POLL_S)):
+            if run.shutdown.requested:
+                cutoff.cut()
+        result = ended[1]
+        if isinstance(result, Cut):
             run.shutdown.check(f"fetching {source.shown}")
-            raise
+        if isinstance(result, BaseException):
+            raise result
+        return result

@@ -15,7 +15,6 @@ from .durable import draft, failed, sync_directory
 from .errors import UsageError
 from .origin import Origin
 from .root import Root, open_directory
-from .tree import TRASH
 from .units import printable
 
 # In the top directory of each tree that besom has installed.
@@ -177,16 +176,6 @@ def remove_left_links(root: Root) -> None:
     for name in left:
         with suppress(OSError):
             os.unlink(name, dir_fd=root.fd)
-
-
-def trash_in(root: Root) -> list[str]:
-    """What a removal that was killed has left in root."""
-    with os.scandir(root.fd) as entries:
-        return [
-            entry.name
-            for entry in entries
-            if TRASH.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-        ]
 
 
 def _stat(root: Root, name: str) -> os.stat_result | None:

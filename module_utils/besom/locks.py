@@ -244,10 +244,16 @@ class Wait:
     """Waiting for the locks of one store: one timeout (seconds) for all of them together."""
 
     def __init__(
-        self, path: str, timeout: float, shutdown: Shutdown, option: str, waiting: Callable[[str], None]
+        self,
+        path: str,
+        timeout: float,
+        shutdown: Shutdown,
+        option: str,
+        waiting: Callable[[str], None],
+        progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     ) -> None:
         self._path, self._timeout, self._shutdown = printable(path), timeout, shutdown
-        self._option, self._waiting = option, waiting
+        self._option, self._waiting, self._progress = option, waiting, progress
         self._started = time.monotonic()
         self._told = False
 
@@ -258,7 +264,7 @@ class Wait:
 
     def take(self, lock: Lock) -> None:
         """Take the lock, waiting for it. Raises LockHeld after the timeout, Interrupted on a signal."""
-        pause = POLL_S
+        pause, said = POLL_S, ""
         while not lock.attempt():
             waited = time.monotonic() - self._started
             if waited >= self._timeout:
@@ -266,9 +272,11 @@ class Wait:
                     f"{self._path} is locked by {lock.holder()}; waited {format_duration(round(waited, 1))}. "
                     f"Let it finish, or raise {self._option}.{lock.remedy()}"
                 )
-            if not self._told:
+            if not said:
+                said = f"Waiting for {self._path}, locked by {lock.holder()}"
                 self._told = True
-                self._waiting(f"Waiting for {self._path}, locked by {lock.holder()}.")
+                self._waiting(f"{said}.")
+            self._progress("wait for the lock", int(waited), int(self._timeout))
             time.sleep(min(pause, self._timeout - waited))
             pause = min(pause * 2, lock.longest_pause_s)
             self._shutdown.check(f"waiting for the lock of {self._path}")

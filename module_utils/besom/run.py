@@ -24,6 +24,10 @@ def unheard(message: str) -> None:
     """The message that nobody reads."""
 
 
+def unnoticed(path: str, seconds: float) -> None:
+    """The end of a wait that nobody is told of."""
+
+
 def unread(hook: str, output: str) -> None:
     """The output that nobody reads."""
 
@@ -57,7 +61,8 @@ class Forecast:
 class Run:
     """dry_run: plan only. lock_timeout in seconds, 0 = do not wait; lock_option: what to call it in messages.
 
-    waiting is told in a sentence whom a lock is waited for; output is told what a hook has printed; now
+    waiting is told in a sentence whom a lock is waited for, and waited, once that lock is there, of which
+    path it is and how many seconds it took; output is told what a hook has printed; now
     gives ns since the epoch; shared_lock makes the lock that several machines see, from the path of a store.
     """
 
@@ -67,6 +72,7 @@ class Run:
     shutdown: Shutdown = field(default_factory=Shutdown)
     progress: Progress = quiet
     waiting: Callable[[str], None] = unheard
+    waited: Callable[[str, float], None] = unnoticed
     output: Callable[[str, str], None] = unread
     now: Callable[[], int] = time.time_ns
     forecast: Forecast = field(default_factory=Forecast)

@@ -54,6 +54,7 @@ def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | No
     if bar is not None:
         run.progress = bar
         run.waiting = say
+        run.waited = lambda path, seconds: say(f"Got the lock of {printable(path)} after {seconds:.1f}s.")
     return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Callable
 
@@ -15,7 +16,7 @@ from besom.report import Report
 from besom.root import Root, overlapping
 from besom.run import Run
 from besom.sweep import sweep
-from besom.units import format_size, printable
+from besom.units import format_duration, format_size, printable
 
 from . import log
 from .config import Config
@@ -33,6 +34,7 @@ def housekeeping(config: Config, run: Run, watch: Watch = _unwatched) -> Outcome
 
     Stores that overlap are left alone: which of their policies is meant nobody can tell.
     """
+    run = replace(run, waiting=partial(_tell_of_wait, run.waiting), waited=partial(_tell_waited, run.waited))
     refused = _overlapping(list(config.stores.values()))
     errors: list[BesomError] = [UsageError(sentence) for sentence in dict.fromkeys(refused.values())]
     outcome = perform(_tasks(config, run, watch, refused), run)
@@ -45,6 +47,22 @@ def housekeeping(config: Config, run: Run, watch: Watch = _unwatched) -> Outcome
     for note in outcome.notes:
         log.info("area_missing", "{note}", note=note)
     return outcome
+
+
+def _tell_of_wait(also: Callable[[str], None], message: str) -> None:
+    log.info("lock_awaited", "{message}", message=message)
+    also(message)
+
+
+def _tell_waited(also: Callable[[str, float], None], path: str, seconds: float) -> None:
+    log.info(
+        "lock_won",
+        "Got the lock of {path} after {waited}.",
+        path=printable(path),
+        waited=format_duration(round(seconds, 1)),
+        lock_wait_s=round(seconds, 3),
+    )
+    also(path, seconds)
 
 
 def _overlapping(stores: list[Store]) -> dict[str, str]:

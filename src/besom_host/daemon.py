@@ -166,7 +166,6 @@ class Daemon:
             lock_option="lock_timeout",
             shared_lock=redis_locks_of(self.config),
             shutdown=self.shutdown,
-            waiting=lambda message: log.info("lock_awaited", "{message}", message=message),
             output=lambda hook, text: log.info("hook_output", "{hook}: {text}", hook=hook, text=text),
         )
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)

@@ -56,7 +56,7 @@ class Bar:
         console = Console(file=sys.stderr, no_color=not self._color)
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -156,16 +156,23 @@ def test_a_signal_ends_a_transfer_that_has_stalled(
     assert list(into.iterdir()) == []
 
 
-def test_two_at_once_install_it_once(mirror: Mirror, into: Path) -> None:
-    file = mirror.add("/app.tar.xz", app("1"))
+def test_two_at_once_fetch_it_once(mirror: Mirror, into: Path) -> None:
+    """The second waits for the first, and finds that there is nothing left to do; or it waits in vain."""
+    release = threading.Event()
+    mirror.add("/app.tar.xz", app("1"), etag='"1"', vices=[stalled(50, release)])
     words = [COMMAND, "--json", "install", f"{mirror.url}/app.tar.xz", "--into", into, "--name", "app"]
-    both = [
-        subprocess.Popen([*words, "--checksum", file.checksum], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    reports = [json.loads(one.communicate(timeout=60)[0]) for one in both]
-    assert [one.returncode for one in both] == [0, 0]
-    assert sorted(report["action"] for report in reports) == ["", "installed"]
+    first = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    mirror.wait_for("/app.tar.xz")
+    refused = subprocess.run([*words, "--lock-timeout", "0"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 75
+    assert f"opt/app is being refreshed by pid {first.pid}" in refused.stderr
+    second = subprocess.Popen([*words, "--lock-timeout", "5m"], stdout=subprocess.PIPE, text=True)
+    mirror.wait_for("/app.tar.xz", 3, "HEAD")
+    release.set()
+    reports = [json.loads(one.communicate(timeout=120)[0]) for one in (first, second)]
+    assert [one.returncode for one in (first, second)] == [0, 0]
+    assert [report["action"] for report in reports] == ["installed", ""]
+    assert mirror.counts["GET"] == 1
     assert sorted(path.name for path in into.iterdir()) == ["app"]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inotify_simple import INotify, flags
 
 from besom.owner_file import NAME, Owner
 
@@ -138,3 +139,58 @@ def test_a_person_is_asked_before_a_lock_is_broken(store: Path, host: Host, answ
     assert "on barn" in said
     assert "[y/N]" in said
     assert (store / NAME).exists() == stays
+
+
+def test_a_terminal_shows_a_wait_as_it_lasts(store: Path, host: Host, hold: Callable[[Path], Held]) -> None:
+    held = hold(store)
+    ours, theirs = pty.openpty()
+    words = ["prune", str(store), "--layout", "files", "--max-age", "1d", "--lock-timeout", "61s"]
+    command = [*BESOM, "--config", os.devnull, *words]
+    environment = {**host.environment(), "TERM": "xterm", "COLUMNS": "200"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        while b"/61" not in said:  # the seconds, in the live line
+            said += os.read(ours, 4096)
+        held.release()
+        while b"Got the lock" not in said:
+            said += os.read(ours, 4096)
+        assert process.wait(60) == 0
+    os.close(ours)
+    line = f"Waiting for {store}, locked by pid {held.pid} (flock {store} sh -c), running since "
+    assert said.startswith(f"besom: {line}".encode())
+    assert said.count(b"Got the lock") == 1
+
+
+def test_a_log_has_one_event_as_a_wait_begins_and_one_as_it_ends(
+    host: Host, hold: Callable[[Path], Held]
+) -> None:
+    file = host.path / "log"
+    host.configure(lock_timeout="1h", log={"format": "json", "file": str(file)})
+    file.touch()
+    held = hold(host.store)
+    with INotify() as news:
+        news.add_watch(file, flags.MODIFY)
+        run = host.popen("housekeep")
+        while "lock_awaited" not in file.read_text():
+            assert news.read(timeout=60_000), "nothing was logged"
+        held.release()
+        assert run.wait(60) == 0
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    (begun,) = (event for event in events if event["event"] == "lock_awaited")
+    (ended,) = (event for event in events if event["event"] == "lock_won")
+    assert f"locked by pid {held.pid} (flock" in begun["message"]
+    assert (ended["path"], ended["lock_wait_s"] > 0) == (str(host.store), True)
+
+
+def test_the_time_to_wait_is_the_flags_then_the_environments_then_the_files(
+    host: Host, hold: Callable[[Path], Held]
+) -> None:
+    hold(host.store)
+    # What does not obey waits for an hour.
+    for file, env, flag in (("1h", "1h", ["--lock-timeout", "0"]), ("1h", "0", []), (0, "", [])):
+        host.configure(lock_timeout=file)
+        host.env = {"BESOM_LOCK_TIMEOUT": env} if env else {}
+        refused = host.besom("prune", "gems", *flag)
+        assert refused.status == 75
+        assert "waited 0s" in refused.stderr

@@ -6,9 +6,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,9 @@ from typing import Any, Callable
 import pytest
 import yaml
 
-from besom import fetch, policy, preflight
+from besom import fetch, install, policy, preflight, transfer, units
+from besom.extract import Limits
+from besom.run import Run
 
 from ..host.mirror import Mirror, serve
 from .daemons import Host
@@ -118,6 +122,14 @@ def test_the_modules_have_the_choices_and_defaults_of_the_engine(constants: Any)
     assert constants.GATE["timeout"]["default"] == fetch.DEFAULT_TIMEOUT
 
 
+def test_artifact_install_has_the_defaults_of_the_engine() -> None:
+    options = documented("artifact_install", "DOCUMENTATION")["options"]
+    assert options["max_entries"]["default"] == Limits().entries
+    assert units.parse_size(options["max_size"]["default"]) == Limits().bytes
+    assert options["expand"]["default"] == preflight.DEFAULT_EXPAND
+    assert options["keep"]["default"] == install.InstallRequest("/x", "y").keep
+
+
 @pytest.mark.parametrize(("role", "module"), ROLES.items())
 def test_a_role_takes_the_options_of_its_module(role: str, module: str) -> None:
     folder = TOP / "roles" / role
@@ -167,6 +179,23 @@ def busy(play: Play, hold: Callable[[Path], int]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def upgrade(play: Play) -> Iterator[dict[str, Any]]:
+    """The options by which artifact_install replaces a tree; the old one has to go."""
+    into = play.base / "here/artifact_install/opt"
+    into.mkdir(parents=True)
+    with serve() as mirror:
+        for version in ("1", "2"):
+            stream = io.BytesIO()
+            with tarfile.open(fileobj=stream, mode="w") as archive:
+                archive.addfile(tarfile.TarInfo(version))
+            mirror.add(f"/{version}.tar", stream.getvalue())
+        source = transfer.read_source(f"{mirror.url}/1.tar")
+        opener = fetch.plain_opener(redirects=False)
+        install.install(install.InstallRequest(str(into), "app", source), Run(), opener)
+        yield {"url": f"{mirror.url}/2.tar", "into": "{here}/opt", "name": "app"}
+
+
+@pytest.fixture(scope="module")
 def mirror() -> Iterator[Mirror]:
     with serve() as one:
         one.add("/new", b"content")
@@ -186,7 +215,7 @@ def artifacts(here: Path, mirror: Mirror) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def returned(
-    play: Play, daemon: dict[str, str], busy: dict[str, Any], mirror: Mirror
+    play: Play, daemon: dict[str, str], busy: dict[str, Any], upgrade: dict[str, Any], mirror: Mirror
 ) -> dict[str, list[Result]]:
     """Results of each module that between them hold all that it can return; failures come last."""
     store = {"path": "{here}/cache", "layout": "files", "max_entries": 4}
@@ -194,6 +223,7 @@ def returned(
     short = {"needs": [{"path": "/tmp", "size": "7P"}]}
     gone = {"path": "{here}", "artifacts": [{"url": f"{mirror.url}/gone", "dest": "gone"}]}
     calls: dict[str, list[dict[str, Any]]] = {
+        "artifact_install": [upgrade, {**upgrade, "into": "{here}/none"}],
         "artifact_sync": [{"path": "{here}"}, gone],
         "cache_info": [
             {"stores": [store], "temps": [{"path": "{here}/area"}]},
