@@ -111,11 +111,9 @@ def read_dest(value: Any, name: str = "dest") -> str:
 
 
 def _read_mode(value: Any, name: str) -> int | None:
-    """Permissions in octal digits; a number counts as it is, since YAML reads 0644 as one in octal."""
+    """Permissions as a text of octal digits: of a number nobody knows whether it was 0644 or 644 in YAML."""
     if value is None:
         return None
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o7777:
-        return value
     if isinstance(value, str) and re.fullmatch(r"[0-7]{3,5}", value) and int(value, 8) <= 0o7777:
         return int(value, 8)
     raise UsageError(
