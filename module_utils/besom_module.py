@@ -10,7 +10,7 @@ from typing import Any, Callable
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .besom.errors import BesomError, UsageError
-from .besom.fetch import Opener, redact
+from .besom.fetch import Opener, plain_opener
 from .besom.housekeep import Outcome
 from .besom.locks import Lock
 from .besom.policy import POLICY_KEYS
@@ -77,7 +77,6 @@ GATE = dict(
 )
 
 
-OPEN_URL = ("validate_certs", "use_proxy", "http_agent", "client_cert", "client_key", "ca_path", "timeout")
 FETCH = dict(
     headers=dict(type="dict"),
     url_username=dict(type="str"),
@@ -169,29 +168,26 @@ def _opener(params: dict[str, Any]) -> Opener:
 
 
 def transfer_opener(params: dict[str, Any]) -> Opener:
-    """What transfers ask through: open_url with the options of FETCH; it follows no redirect."""
+    """What transfers ask through, with the options of FETCH; it follows no redirect.
+
+    Not open_url, which reads every certificate of the host again for each request: that costs more than
+    the file.
+    """
+    # Only a task that fetches needs it, and it takes longer to import than most tasks take.
     from ansible.module_utils import urls
 
-    def open_(url: str, method: str, headers: dict[str, str]) -> Any:
-        try:
-            return urls.open_url(
-                url,
-                method=method,
-                headers=headers,
-                follow_redirects="none",
-                decompress=False,
-                # A login of the task stands above one in ~/.netrc.
-                use_netrc="Authorization" not in headers,
-                **{key: params[key] for key in OPEN_URL},
-            )
-        except urls.SSLValidationError as error:
-            raise BesomError(
-                f"{redact(url)}: its certificate is not trusted ({printable(str(error))})."
-            ) from error
-        except (urls.ConnectionError, urls.MissingModuleError) as error:
-            raise OSError(str(error)) from error
-
-    return open_
+    try:
+        context = urls.make_context(
+            cafile=params["ca_path"],
+            validate_certs=params["validate_certs"],
+            client_cert=params["client_cert"],
+            client_key=params["client_key"],
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The certificates cannot be used: {printable(str(error))}.") from error
+    agent = {"User-Agent": params["http_agent"]}
+    ask = plain_opener(params["timeout"], None, redirects=False, proxies=params["use_proxy"], context=context)
+    return lambda url, method, headers: ask(url, method=method, headers={**agent, **headers})
 
 
 @contextlib.contextmanager

@@ -18,11 +18,17 @@ DEFAULT_TIMEOUT = 10.0
 
 
 def plain_opener(
-    timeout: float = DEFAULT_TIMEOUT, headers: Mapping[str, str] | None = None, redirects: bool = True
+    timeout: float = DEFAULT_TIMEOUT,
+    headers: Mapping[str, str] | None = None,
+    redirects: bool = True,
+    proxies: bool = True,
+    context: Any = None,
 ) -> Opener:
-    """An opener of the standard library: proxies from the environment, TLS verified. timeout in seconds.
+    """An opener of the standard library, for any number of threads. timeout in seconds.
 
     redirects: follow them; without, they are errors with their status, as transfer.ask wants them.
+    proxies: those of the environment. context: an ssl.SSLContext; without one TLS is verified against
+    what the host trusts.
     """
 
     # 50 ms that only a run with URLs needs.
@@ -32,7 +38,10 @@ def plain_opener(
         def redirect_request(self, *_args: Any) -> None:
             """To nowhere: HTTPError is raised then."""
 
-    director = urllib.request.build_opener(*([] if redirects else [Unfollowed]))
+    handlers: list[Any] = [] if redirects else [Unfollowed]
+    handlers += [] if proxies else [urllib.request.ProxyHandler({})]
+    handlers += [urllib.request.HTTPSHandler(context=context)] if context else []
+    director = urllib.request.build_opener(*handlers)
 
     def open_(url: str, method: str = "GET", headers: Mapping[str, str] = headers or {}) -> Any:
         request = urllib.request.Request(url, method=method, headers=dict(headers))  # noqa: S310 (check_url)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections import Counter
@@ -68,8 +69,8 @@ class File:
 class Mirror:
     """asked: every request, in order. files: what there is, by path."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, scheme: str) -> None:
+        self.url = f"{scheme}://127.0.0.1:{port}"
         self.files: dict[str, File] = {}
         self.asked: list[Asked] = []
         self.busy = self.most_busy = 0
@@ -229,8 +230,8 @@ def then(vice: Vice, act: Callable[[], None]) -> Vice:
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[Mirror]:
-    """A mirror until the block is left."""
+def serve(tls: ssl.SSLContext | None = None) -> Iterator[Mirror]:
+    """A mirror until the block is left; with tls it is one for https."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -241,7 +242,9 @@ def serve() -> Iterator[Mirror]:
 
     one = type("One", (Handler,), {})
     server = Server(("127.0.0.1", 0), one)
-    mirror = one.mirror = Mirror(server.server_port)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    mirror = one.mirror = Mirror(server.server_port, "https" if tls else "http")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

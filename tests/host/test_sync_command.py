@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -51,10 +52,12 @@ class Scene:
         path.write_text(json.dumps({"store": "./store", "artifacts": self.artifacts}))
         return path
 
-    def start(self, *options: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, *options: str, prefix: tuple[str, ...] = (), environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*prefix, COMMAND, "--json", "sync", self.manifest, *options],
-            env={**os.environ, "BESOM_CONFIG": os.devnull},
+            env={**os.environ, "BESOM_CONFIG": os.devnull, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -66,8 +69,8 @@ class Scene:
         assert "Traceback" not in err, err
         return Done(process.returncode, json.loads(out or "{}"), err)
 
-    def run(self, *options: str) -> Done:
-        return self.end(self.start(*options))
+    def run(self, *options: str, environment: dict[str, str] | None = None) -> Done:
+        return self.end(self.start(*options, environment=environment))
 
     @property
     def files(self) -> list[str]:
@@ -290,6 +293,33 @@ def test_killed_at_any_step_the_old_file_or_the_new_one_is_there(scene: Scene, c
     assert (scene.store / "one").read_bytes() == (CONTENT if published else b"old")
     assert scene.run().status == 0
     assert (scene.store / "one").read_bytes() == CONTENT
+    assert scene.files == ["one"]
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(scene: Scene) -> None:
+    key, certificate = scene.path / "key", scene.path / "certificate"
+    request = [need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=mirror"]
+    request += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(request, check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with serve(tls) as scene.mirror:
+        scene.add("one")
+        done = scene.run()
+        assert done.status == 1
+        assert "its certificate is not trusted" in done.stderr
+        assert done.report["retries"]["requests"] == 0
+        assert scene.files == []
+        assert scene.run(environment={"SSL_CERT_FILE": str(certificate)}).status == 0
+        assert (scene.store / "one").read_bytes() == CONTENT
+
+
+def test_a_proxy_of_the_environment_is_asked(scene: Scene) -> None:
+    url = "http://mirror.invalid/one"
+    scene.mirror.add(url, CONTENT)
+    scene.artifacts.append({"url": url, "dest": "one"})
+    assert scene.run(environment={"http_proxy": scene.mirror.url, "no_proxy": ""}).status == 0
+    assert scene.mirror.of(url)
     assert scene.files == ["one"]
 
 

@@ -79,7 +79,7 @@ def test_check_predicts_run_does_and_again_changes_nothing(
     assert "deep/one (absent)" in found["run"]["diff"]["after"]
 
 
-def test_a_lost_connection_is_taken_up_through_open_url(
+def test_a_lost_connection_is_taken_up(
     results: dict[tuple[str, str], Result], host: str, mirror: Mirror
 ) -> None:
     assert results[host, "store/run"]["retries"]["requests"] == 1
