@@ -57,7 +57,8 @@ class InstallRequest:
 
     keep: old versions that stay; current: a symlink beside it that is to lead to it; strip: leave out
     the one directory that the archive consists of; replace: also what besom has not installed; expand:
-    how many times the download the tree may need, reserve: what is to stay free beside that.
+    how many times the download the tree may need, reserve: what is to stay free beside that;
+    lock_backend: `redis` where several machines share into.
     """
 
     into: str
@@ -71,6 +72,7 @@ class InstallRequest:
     expand: float = DEFAULT_EXPAND
     reserve: Share | None = None
     retries: int = DEFAULT_RETRIES
+    lock_backend: str = "flock"
 
     def check(self, root: Root) -> None:
         """Raise UsageError for names that cannot be."""
@@ -294,7 +296,7 @@ class _Install:
     def _locked(self) -> Iterator[None]:
         """Hold the writer lock of the directory."""
         run = self._run
-        with guarded(self._root, run) as (self._run, waited):
+        with guarded(self._root, run, self._request.lock_backend) as (self._run, waited):
             self._report.lock_wait_s += waited
             try:
                 yield
