@@ -129,6 +129,18 @@ options:
     description: Seconds to wait for a server that is silent.
     type: int
     default: 10
+  lock_backend:
+    description:
+      - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a directory that several machines share.
+      - Its name is the path of the directory, with symlinks resolved, which has to be the same on all of them.
+    type: str
+    choices: [flock, redis]
+    default: flock
+  redis_url:
+    description:
+      - The Redis for O(lock_backend=redis), such as C(redis://:password@host:6379/0).
+      - The target then needs the Python packages C(redis) and C(portalocker), 4.2 or newer.
+    type: str
   lock_timeout:
     description:
       - How long to wait for another writer of O(into), such as C(30s) or C(5m). V(0) does not wait.
@@ -369,7 +381,15 @@ from ..module_utils.besom.housekeep import perform
 from ..module_utils.besom.install import InstallReport, InstallRequest, install
 from ..module_utils.besom.transfer import read_checksum, read_headers, read_source
 from ..module_utils.besom.units import Share, parse_count, parse_factor, parse_size
-from ..module_utils.besom_module import FETCH, LOCK_TIMEOUT, one_sentence, run_of, transfer_opener
+from ..module_utils.besom_module import (
+    FETCH,
+    LOCK_TIMEOUT,
+    REDIS_URL,
+    STORE,
+    one_sentence,
+    run_of,
+    transfer_opener,
+)
 
 
 def request_of(params: dict) -> InstallRequest:
@@ -400,6 +420,7 @@ def request_of(params: dict) -> InstallRequest:
         ),
         expand=parse_factor(params["expand"], "expand"),
         reserve=Share(params["reserve"], "reserve") if params["reserve"] is not None else None,
+        lock_backend=params["lock_backend"],
     )
 
 
@@ -421,6 +442,8 @@ def main() -> None:
             allow_setid=dict(type="bool", default=False),
             expand=dict(type="float", default=3.0),
             reserve=dict(type="str"),
+            lock_backend=STORE["lock_backend"],
+            redis_url=REDIS_URL,
             lock_timeout=LOCK_TIMEOUT,
             **FETCH,
         ),

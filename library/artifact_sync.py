@@ -97,7 +97,7 @@ options:
   lock_backend:
     description:
       - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a store that several machines share.
-      - They have to have it at the same path.
+      - Its name is the path of the store, with symlinks resolved, which has to be the same on all of them.
     type: str
     choices: [flock, redis]
     default: flock
@@ -382,9 +382,6 @@ def main() -> None:
     with one_sentence(module):
         refuse_new_work("this task")
         request, run = _request(module.params), run_of(module)
-        if request.lock_backend != "flock" and run.shared_lock:
-            # What the target lacks is said here, by one thread.
-            run.shared_lock(request.path)
         outcome = perform([(request.path, partial(sync, request, run))], run, skip_missing=False)
         reports = [report for report in outcome.reports if isinstance(report, SyncReport)]
         result: dict[str, Any] = {}

@@ -46,7 +46,7 @@ options:
       lock_backend:
         description:
           - V(redis) also takes a lock in a Redis, beside the local one, for a store that several machines share.
-          - They have to have it at the same path.
+          - Its name is the path of the store, with symlinks resolved, which has to be the same on all of them.
         type: str
         choices: [flock, redis]
         default: flock

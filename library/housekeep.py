@@ -49,7 +49,7 @@ options:
       lock_backend:
         description:
           - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a store that several machines share.
-          - They have to have it at the same path.
+          - Its name is the path of the store, with symlinks resolved, which has to be the same on all of them.
         type: str
         choices: [flock, redis]
         default: flock

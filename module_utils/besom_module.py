@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
@@ -96,23 +96,33 @@ def run_of(module: AnsibleModule) -> Run:
     """How this module runs: check mode only plans; TERM or a lost connection ends it between two entries."""
     timeout = parse_duration(module.params.get("lock_timeout", 0), "lock_timeout", zero=True)
     run = Run(dry_run=module.check_mode, lock_timeout=timeout, shutdown=Shutdown().listen())
-    if module.params.get("redis_url") is not None:
-        url = check_redis_url(module.params["redis_url"])
-        run.shared_lock = lambda path: _shared_lock(module, url, path)
+    # Before anything is done, also in check mode.
+    run.shared_lock = _shared_locks(module.params)
     return run
 
 
-def _shared_lock(module: AnsibleModule, url: str, path: str) -> Lock:
-    # Only a task with a store that several machines share needs these on the target.
+def _shared_locks(params: dict[str, Any]) -> Callable[[str], Lock] | None:
+    """What makes the locks of shared stores; None for a task that has none. Raises UsageError."""
+    if "redis_url" not in params:
+        return None  # it only looks
+    url = params["redis_url"]
+    if url is not None:
+        check_redis_url(url)
+    stores = [params, *(params.get("stores") or ())]
+    if all(store.get("lock_backend", "flock") == "flock" for store in stores):
+        return None
+    if url is None:
+        raise UsageError("lock_backend: redis needs redis_url; set it.")
+    # Only such a task needs these on the target.
     try:
         import portalocker
     except ImportError:
-        module.fail_json(msg=missing_required_lib("portalocker"))
+        raise UsageError(missing_required_lib("portalocker")) from None
     try:
         import redis
     except ImportError:
-        module.fail_json(msg=missing_required_lib("redis"))
-    return redis_locks(url, redis, portalocker)(path)
+        raise UsageError(missing_required_lib("redis")) from None
+    return redis_locks(url, redis, portalocker)
 
 
 def policy_values(params: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Callable, TypeVar
 from .errors import BesomError, NoSpace, UsageError
 from .locks import FlockUnsupported, try_flock
 from .root import open_directory
-from .units import format_duration, printable
+from .units import format_duration, is_name, printable
 
 # Temps of files and of trees; the sixteen digits tell them from another tool's.
 ORPHAN = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.DOTALL)
@@ -344,7 +344,7 @@ def check_name(directory_fd: int, name: str, around: int = 0, own: bool = False)
     Names that besom gives its own files and temps are refused, unless it is one of its own.
     """
     shown = printable(name)
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
+    if name in ("", ".", "..") or "/" in name or not is_name(name):
         raise UsageError(f"{shown!r} is no name of a file; give one without slashes.")
     longest = name_max(directory_fd) - around
     if len(os.fsencode(name)) > longest:

@@ -48,6 +48,23 @@ class Guard(Shutdown):
         super().check(doing)
 
 
+def _take(root: Root, shared: Callable[[str], Lock] | None, wait: Wait) -> list[Lock]:
+    """The local lock and the shared one, if there is one, of the directory that the path names now."""
+    while True:
+        with ExitStack() as stack:
+            locks = [take_local(root, wait)]
+            stack.callback(locks[0].release)
+            if shared is not None:
+                locks.append(shared(root.real))
+                stack.callback(locks[1].release)
+                wait.take(locks[1])
+            # take_local has looked before the wait for the other.
+            if shared is None or root.is_current():
+                stack.pop_all()
+                return locks
+        root.reopen()
+
+
 @contextmanager
 def guarded(root: Root, run: Run, backend: str = "flock") -> Iterator[tuple[Run, float]]:
     """Hold the writer lock of the store open as root: the run to go on with, and the seconds waited.
@@ -60,14 +77,10 @@ def guarded(root: Root, run: Run, backend: str = "flock") -> Iterator[tuple[Run,
     if backend != "flock" and run.shared_lock is None:
         raise UsageError(f"{shown} has lock_backend: {backend}, which needs redis_url; set it.")
     wait = Wait(root.path, run.lock_timeout, run.shutdown, run.lock_option, run.waiting, run.progress)
-    locks: list[Lock] = []
     with ExitStack() as stack:
-        locks.append(take_local(root, wait))
-        stack.callback(locks[0].release)
-        if backend != "flock" and run.shared_lock is not None:
-            locks.append(run.shared_lock(root.real))
-            stack.callback(locks[1].release)
-            wait.take(locks[1])
+        locks = _take(root, run.shared_lock if backend != "flock" else None, wait)
+        for lock in locks:
+            stack.callback(lock.release)
         if wait.waited_s:
             run.waited(root.path, wait.waited_s)
 

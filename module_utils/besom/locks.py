@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Callable, Protocol
 
+from .command_line import command_of
 from .errors import BesomError, LockHeld
 from .mounts import mounts
 from .owner_file import OwnerFile
@@ -56,8 +57,7 @@ class Holder:
 def describe(pid: int) -> Holder:
     """The holder with this pid, as /proc shows it (proc(5): comm, cmdline, stat field 22)."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            words = stream.read(4096).rstrip(b"\0").split(b"\0")
+        command = command_of(pid, most=4)
         with open(f"/proc/{pid}/stat", "rb") as stream:
             name, _paren, rest = stream.read().rpartition(b")")
         ticks = int(rest.split()[19])
@@ -65,8 +65,8 @@ def describe(pid: int) -> Holder:
             boot = next(int(line.split()[1]) for line in stream if line.startswith(b"btime "))
     except (OSError, ValueError, IndexError, StopIteration):
         return Holder(pid)
-    command = b" ".join(words[:4]) or name.partition(b"(")[2]
-    return Holder(pid, os.fsdecode(command)[:120], boot + ticks / os.sysconf("SC_CLK_TCK"))
+    command = command or os.fsdecode(name.partition(b"(")[2])
+    return Holder(pid, command, boot + ticks / os.sysconf("SC_CLK_TCK"))
 
 
 class LockTable:
@@ -256,6 +256,7 @@ class Wait:
         self._option, self._waiting, self._progress = option, waiting, progress
         self._started = time.monotonic()
         self._told = False
+        self._doing = f"waiting for the lock of {self._path}"
 
     @property
     def waited_s(self) -> float:
@@ -265,7 +266,8 @@ class Wait:
     def take(self, lock: Lock) -> None:
         """Take the lock, waiting for it. Raises LockHeld after the timeout, Interrupted on a signal."""
         pause, said = POLL_S, ""
-        while not lock.attempt():
+        while not self._attempt(lock):
+            self._shutdown.check(self._doing)
             waited = time.monotonic() - self._started
             if waited >= self._timeout:
                 raise LockHeld(
@@ -279,7 +281,15 @@ class Wait:
             self._progress("wait for the lock", int(waited), int(self._timeout))
             time.sleep(min(pause, self._timeout - waited))
             pause = min(pause * 2, lock.longest_pause_s)
-            self._shutdown.check(f"waiting for the lock of {self._path}")
+            self._shutdown.check(self._doing)
+
+    def _attempt(self, lock: Lock) -> bool:
+        try:
+            return lock.attempt()
+        except BesomError:
+            # One that ends because a server keeps silent is heard as the signal that came meanwhile.
+            self._shutdown.check(self._doing)
+            raise
 
 
 def take_local(root: Lockable, wait: Wait) -> Lock:
@@ -293,8 +303,12 @@ def take_local(root: Lockable, wait: Wait) -> Lock:
                 lock.prove()
                 return lock
         except FlockUnsupported:
+            lock.release()
             fall_back = True
             continue
+        except BaseException:
+            lock.release()
+            raise
         # The path names another directory by now: the lock of the old one guards nothing.
         lock.release()
         root.reopen()

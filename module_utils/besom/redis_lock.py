@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import time
 import urllib.parse
 from contextlib import suppress
 from typing import Any, Callable
 
+from .command_line import command_of
 from .errors import BesomError, UsageError
 from .fetch import redact
 from .units import printable
 
 SCHEMES = ("redis", "rediss", "unix")
-# A Redis, and a holder, that does not answer for so long is given up, in seconds.
+# A Redis that does not answer a question for so long is away, in seconds: neither a signal nor a timeout
+# ends the wait for it.
+_ANSWER_S = 1.5
+# A holder, or a connection that holds, is given up only after so long.
 _PATIENCE_S = 5.0
 # How often a holder makes sure that its connection still carries something, in seconds.
 _SELF_CHECK_S = 10.0
@@ -28,16 +33,25 @@ _PAUSE_S = 0.25
 
 
 def check_redis_url(url: Any, name: str = "redis_url") -> str:
-    """The url, if it is one of Redis. Raises UsageError, which shows no password."""
+    """The url, if it is one of Redis. Raises UsageError, which shows nothing of it."""
+    text = url if isinstance(url, str) else ""
     try:
-        parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
-        place = parts.path if parts.scheme == "unix" else parts.hostname
+        parts = urllib.parse.urlsplit(text)
+        local = parts.scheme == "unix"
+        place = parts.path if local else parts.hostname
         good = parts.scheme in SCHEMES and bool(place) and (parts.port or 1) > 0
     except ValueError:
         good = False
-    if not good or any(char <= " " for char in url):
-        raise UsageError(f"{name}: {redact(str(url))} is not a URL of Redis; write redis://HOST:6379/0.")
-    return str(url)
+    # A password with a sign of its own puts its rest, and the host, elsewhere.
+    good = good and "#" not in text and "@" not in parts.path + parts.query
+    good = good and (local or re.fullmatch("/?[0-9]*", parts.path) is not None)
+    if not good or any(char <= " " for char in text):
+        # Where a password begins and ends in it nobody can tell.
+        raise UsageError(
+            f"{name}: that is not a URL of Redis; write redis://HOST:6379/0, and in a password "
+            "%2F %3F %23 %40 %3A %25 for the signs / ? # @ : %."
+        )
+    return text
 
 
 def redis_locks(url: str, redis: Any, portalocker: Any) -> Callable[[str], RedisLock]:
@@ -65,20 +79,25 @@ class RedisLock:
         self._channel = f"besom:{path}"
         self._errors = (redis.RedisError, portalocker.LockException, OSError)
         self._held_by_others = portalocker.AlreadyLocked
-        try:
-            self._connection = redis.Redis.from_url(
+        self._acquired = False
+
+        def connect(patience: float) -> Any:
+            return redis.Redis.from_url(
                 url,
                 decode_responses=True,
                 health_check_interval=_PATIENCE_S,
-                socket_timeout=_PATIENCE_S,
-                socket_connect_timeout=_PATIENCE_S,
+                socket_timeout=patience,
+                socket_connect_timeout=patience,
                 retry=None,
             )
+
+        try:
+            self._asking, self._holding = connect(_ANSWER_S), connect(_PATIENCE_S)
         except (ValueError, redis.RedisError):
             raise UsageError(f"redis_url: {self._at} has an option that redis does not know.") from None
         self._lock = portalocker.RedisLock(
             self._channel,
-            connection=self._connection,
+            connection=self._holding,
             unavailable_timeout=_PATIENCE_S,
             self_check_interval=_SELF_CHECK_S,
             interrupt_on_lost=False,
@@ -88,9 +107,10 @@ class RedisLock:
         """Take it; False when another has it. Raises BesomError where Redis cannot be asked."""
         try:
             # portalocker takes a server that is away for a lock that is held.
-            self._connection.ping()
+            self._asking.ping()
             self._lock.acquire(timeout=0, fail_when_locked=True)
-            self._connection.set(self._channel, json.dumps(self._mine()))
+            self._acquired = True
+            self._asking.set(self._channel, json.dumps(self._mine()))
         except self._held_by_others:
             return False
         except self._errors as error:
@@ -102,20 +122,18 @@ class RedisLock:
         return True
 
     def _mine(self) -> dict[str, Any]:
-        with open("/proc/self/cmdline", "rb") as stream:
-            command = os.fsdecode(stream.read(4096).replace(b"\0", b" ").strip())
         return {
             "id": self._lock.holder_id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "command": printable(command)[:120],
+            "command": printable(command_of()),
             "since": time.time(),
         }
 
     def _record(self) -> dict[str, Any]:
         """What the holder has told of itself; empty when that cannot be had."""
         try:
-            found = json.loads(self._connection.get(self._channel) or "{}")
+            found = json.loads(self._asking.get(self._channel) or "{}")
             return {
                 "pid": int(found["pid"]),
                 "command": printable(str(found["command"])),
@@ -132,7 +150,7 @@ class RedisLock:
         Raises BesomError where Redis cannot be asked.
         """
         try:
-            ((_channel, count),) = self._connection.pubsub_numsub(self._channel)
+            ((_channel, count),) = self._asking.pubsub_numsub(self._channel)
         except self._errors as error:
             raise BesomError(f"Redis at {self._at} says '{printable(str(error))}'; start it.") from None
         return {key: value for key, value in self._record().items() if key != "id"} if count else None
@@ -154,10 +172,13 @@ class RedisLock:
         return f"the connection to Redis at {self._at} broke" if self._lock.lost else ""
 
     def release(self) -> None:
-        with suppress(*self._errors):
-            if not self._lock.lost and self._record().get("id") == self._lock.holder_id:
-                self._connection.delete(self._channel)
-        with suppress(*self._errors):
-            self._lock.release()
-        with suppress(*self._errors):
-            self._connection.close()
+        if self._acquired:
+            self._acquired = False
+            with suppress(*self._errors):
+                if not self._lock.lost and self._record().get("id") == self._lock.holder_id:
+                    self._asking.delete(self._channel)
+            with suppress(*self._errors):
+                self._lock.release()
+        for connection in (self._asking, self._holding):
+            with suppress(*self._errors):
+                connection.close()

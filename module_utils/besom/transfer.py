@@ -123,7 +123,10 @@ def read_source(
     if at:
         url = parts._replace(netloc=host).geturl()
         username, _, password = (urllib.parse.unquote(word) for word in userinfo.partition(":"))
-    login = base64.b64encode(f"{username}:{password}".encode()).decode() if username else ""
+    try:
+        login = base64.b64encode(f"{username}:{password}".encode()).decode() if username else ""
+    except UnicodeError:
+        raise UsageError(f"{where}the user name or password is no text.") from None
     # http.client wants ASCII; a fragment is not for servers.
     url = urllib.parse.quote(url.partition("#")[0], safe="%/:=&?~#+!$,;'@()*[]")
     return Source(url, checksum, dict(headers or {}), login, login_first)
@@ -280,11 +283,10 @@ def _server(url: str) -> tuple[str, str, int]:
 
 
 def _redirected(source: Source, url: str, location: str) -> str:
-    there = urllib.parse.urljoin(url, urllib.parse.quote(location, safe="%/:=&?~#+!$,;'@()*[]"))
-    there = there.partition("#")[0]
+    there = urllib.parse.quote(location, safe="%/:=&?~#+!$,;'@()*[]").partition("#")[0]
     try:
-        check_url(there)
-    except UsageError:
+        there = check_url(urllib.parse.urljoin(url, there))
+    except (UsageError, ValueError):
         raise BesomError(f"{source.shown} redirects to {redact(there)}, which is no web address.") from None
     if url.startswith("https:") and not there.startswith("https:"):
         raise BesomError(

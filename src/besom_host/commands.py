@@ -35,7 +35,7 @@ from besom.units import (
 from .config import Config, load
 from .output import absolute, limits_text, noted_text, removal_text, say, table, when
 from .progress import Bar
-from .shared_lock import redis_locks_of
+from .shared_lock import backend_of, redis_locks_of
 from .waiting import Deadline, wait_for
 
 # Where the work is, and the work itself, which takes run=.
@@ -116,9 +116,7 @@ def prune_command(options: Namespace, shutdown: Shutdown) -> int:
         where = ""
     else:
         path = absolute(options.store)
-        # Whoever shares a store with other machines does so by whatever word it is named.
-        backends = [store.lock_backend for store in config.stores.values() if store.path == path]
-        values = {"path": path, "lock_backend": max(backends, default="flock"), **flags}
+        values = {"path": path, "lock_backend": backend_of(config, path), **flags}
         where = "prune: "
         if "layout" not in flags:
             raise UsageError("A PATH needs --layout files or --layout trees.")

@@ -22,12 +22,14 @@ from .commands import bar_of, run_of
 from .config import load
 from .output import absolute, noted_text, say
 from .progress import Bar
+from .shared_lock import backend_of
 
 
 def install_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
+    into = absolute(options.into)
     request = InstallRequest(
-        absolute(options.into),
+        into,
         options.name,
         _source(options),
         keep=_keep(options.keep),
@@ -41,6 +43,7 @@ def install_command(options: Namespace, shutdown: Shutdown) -> int:
         ),
         expand=parse_factor(options.expand, "--expand"),
         reserve=Share(options.reserve, "--reserve") if options.reserve is not None else None,
+        lock_backend=backend_of(config, into),
     )
     opener = plain_opener(parse_duration(options.timeout, "--timeout"), redirects=False)
     if not options.dry_run:

@@ -18,7 +18,7 @@ from besom.units import printable
 from .commands import confirmed, path_of
 from .config import Config, load
 from .output import say
-from .shared_lock import redis_locks_of
+from .shared_lock import backend_of, redis_locks_of
 
 
 def lock_command(options: Namespace, shutdown: Shutdown) -> int:
@@ -42,18 +42,19 @@ def _status(root: Root, options: Namespace, config: Config) -> int:
     else:
         print(f"{found['store']} is free ({found['mechanism']}{', ' if note else ''}{note}).")
     if shared is not None:
-        print(f"Among the machines that share it, it is {shared['state']}{_who(shared['holder'])} (redis).")
+        state = f"{shared['state']}{_who(shared['holder'])}"
+        print(f"Among the machines that share it as {shared['name']}, it is {state} (redis).")
     return 0
 
 
 def _shared(root: Root, config: Config) -> dict[str, Any] | None:
     """The lock that other machines see, of a store that has one; asks Redis and takes nothing."""
-    backends = [store.lock_backend for store in config.stores.values() if store.path == root.path]
     locks = redis_locks_of(config)
-    if "redis" not in backends or locks is None:
+    if backend_of(config, root.path) != "redis" or locks is None:
         return None
     holder = locks(root.real).seen()
-    return {"state": "free" if holder is None else "held", "holder": holder or None}
+    state = "free" if holder is None else "held"
+    return {"name": printable(root.real), "state": state, "holder": holder or None}
 
 
 def _who(holder: dict[str, Any] | None) -> str:

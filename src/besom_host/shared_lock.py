@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from typing import Callable
 
-from besom.errors import UsageError
+from besom.errors import BesomError, UsageError
 from besom.redis_lock import RedisLock, redis_locks
+from besom.root import Root
 
 from .config import Config
+
+
+def backend_of(config: Config, path: str) -> str:
+    """The lock_backend of the configured store that the directory at path is, whatever its spelling."""
+    shared = [store for store in config.stores.values() if store.lock_backend != "flock"]
+    asked = _ident(path) if shared else None
+    for store in shared:
+        if store.path == path or (asked and _ident(store.path) == asked):
+            return store.lock_backend
+    return "flock"
+
+
+def _ident(path: str) -> tuple[int, int] | None:
+    # What cannot be opened cannot be changed either; whoever tries says why.
+    with suppress(BesomError), Root(path) as root:
+        return root.ident
+    return None
 
 
 def redis_locks_of(config: Config) -> Callable[[str], RedisLock] | None:

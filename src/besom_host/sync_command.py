@@ -21,13 +21,13 @@ from .config import load
 from .manifest import read_manifest
 from .output import noted_text, say
 from .progress import Transfers
+from .shared_lock import backend_of
 
 
 def sync_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
     manifest = read_manifest(options.manifest, options.allow_weak_checksum)
     path = path_of(config, manifest.store)
-    named = config.stores.get(manifest.store)
     request = SyncRequest(
         path,
         manifest.artifacts,
@@ -36,7 +36,7 @@ def sync_command(options: Namespace, shutdown: Shutdown) -> int:
         drain_timeout=config.drain_timeout,
         reserve=Share(options.reserve, "--reserve") if options.reserve is not None else None,
         full_check=options.full_check,
-        lock_backend=named.lock_backend if named else "flock",
+        lock_backend=backend_of(config, path),
     )
     if not options.dry_run:
         refuse_new_work("besom sync")

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from besom.redis_lock import RedisLock, redis_locks
 
 from .conftest import need
 from .host import BESOM, DAY, PATIENCE_S, Host
+from .mirror import serve
 
 TREES, FILES = 300, 3
 
@@ -86,13 +89,29 @@ def fill(store: Path, trees: int) -> None:
 
 def test_a_store_that_another_machine_holds_is_left_alone(host: Host, elsewhere: RedisLock) -> None:
     fill(host.store, 1)
-    assert host.besom("lock", "status", "shared")["shared"] == {"state": "free", "holder": None}
+    assert host.besom("lock", "status", "shared")["shared"] == {
+        "name": str(host.store),
+        "state": "free",
+        "holder": None,
+    }
     assert elsewhere.attempt()
-    for word in ("shared", host.store):
+    for word in ("shared", host.store, f"{host.store}/"):
         refused = host.besom("prune", word, "--lock-timeout", "0", "--layout", "trees", "--max-age", "1d")
         assert refused.status == 75
         assert f"is locked by pid {os.getpid()} (" in refused.stderr
-    found = host.besom("lock", "status", "shared")
+    manifest = host.path / "manifest.json"
+    with serve() as mirror:
+        mirror.add("/file", b"x")
+        file = {"url": f"{mirror.url}/file", "dest": "file"}
+        manifest.write_text(json.dumps({"store": f"{host.store}/", "artifacts": [file]}))
+        for words in (
+            ("sync", manifest),
+            ("install", "--absent", "--replace", "--into", f"{host.store}/", "--name", "tree0000"),
+        ):
+            refused = host.besom(*words, "--lock-timeout", "0")
+            assert refused.status == 75, refused.stderr
+    assert host.names() == ["tree0000"]
+    found = host.besom("lock", "status", f"{host.store}/")
     assert (found["state"], found["shared"]["state"]) == ("free", "held")
     assert found["shared"]["holder"]["pid"] == os.getpid()
     elsewhere.release()
@@ -170,7 +189,7 @@ def test_no_secret_of_a_url_is_ever_shown(host: Host) -> None:
     host.env["BESOM_REDIS_URL"] = "http://:sesame@host"
     warned = host.besom("config", "check")
     assert warned.status == 2
-    assert "BESOM_REDIS_URL: http://host is not a URL of Redis" in warned.stderr
+    assert "BESOM_REDIS_URL: that is not a URL of Redis" in warned.stderr
     assert "redis://127.0.0.1:1/0 is in force" in warned.stderr
     assert "sesame" not in warned.stderr + json.dumps(warned.values)
 
@@ -181,3 +200,19 @@ def test_a_store_without_the_url_of_its_redis_is_left_alone(host: Host) -> None:
     refused = host.besom("prune", "shared")
     assert refused.status == 2
     assert "lock_backend: redis, which needs redis_url" in refused.stderr
+
+
+def test_a_redis_that_is_silent_is_given_up_soon_and_a_signal_is_heard(host: Host) -> None:
+    fill(host.store, 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host.env["BESOM_REDIS_URL"] = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        began = time.monotonic()
+        away = host.besom("prune", "shared")
+        assert away.status == 1
+        assert "cannot be locked: Redis at redis://127.0.0.1" in away.stderr
+        assert time.monotonic() - began < 10  # it was 15
+        prune = host.popen("prune", "shared")
+        silent.accept()[0].close()  # that of the one before
+        with silent.accept()[0]:
+            prune.terminate()
+            assert prune.wait(PATIENCE_S) == 143

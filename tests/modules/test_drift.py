@@ -122,6 +122,17 @@ def test_the_modules_have_the_choices_and_defaults_of_the_engine(constants: Any)
     assert constants.GATE["timeout"]["default"] == fetch.DEFAULT_TIMEOUT
 
 
+def test_what_a_target_lacks_for_a_shared_store_is_said_before_any_work(
+    constants: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {"redis_url": "redis://host", "stores": [{"lock_backend": "flock"}]}
+    monkeypatch.setitem(sys.modules, "portalocker", None)
+    assert constants._shared_locks(params) is None
+    params["stores"] = [{"lock_backend": "redis"}]
+    with pytest.raises(constants.UsageError, match=r"Python library \(portalocker\)"):
+        constants._shared_locks(params)
+
+
 def test_artifact_install_has_the_defaults_of_the_engine() -> None:
     options = documented("artifact_install", "DOCUMENTATION")["options"]
     assert options["max_entries"]["default"] == Limits().entries

@@ -65,12 +65,12 @@ REFUSED: Refusals = {
     "redis-none": (
         "cache_prune",
         prune(max_age="1d", lock_backend="redis"),
-        r".*/cache has lock_backend: redis, which needs redis_url; set it\.",
+        r"lock_backend: redis needs redis_url; set it\.",
     ),
     "redis-url": (
         "cache_prune",
         prune(max_age="1d", lock_backend="redis", redis_url="http://:secret@host"),
-        r"redis_url: http://host is not a URL of Redis; write redis://HOST:6379/0\.",
+        r"redis_url: that is not a URL of Redis; write redis://HOST:6379/0, .*",
     ),
     "redis-away": (
         "housekeep",

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from besom.errors import LockHeld, UsageError
+from besom.errors import BesomError, Interrupted, LockHeld, UsageError
+from besom.guard import guarded
 from besom.locks import FlockUnsupported, LockTable, describe, prove_flock, try_flock, writer_lock
 from besom.root import Root
+from besom.run import Run
 from besom.shutdown import Shutdown
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -339,3 +341,62 @@ def test_lines_of_the_lock_table_that_nobody_knows_are_passed_over() -> None:
     assert holder is not None
     assert holder.pid == 1
     assert table.holder(os.makedev(8, 2), 77) is None
+
+
+class Shared:
+    """The lock of a store that several machines share, which is had at the second try."""
+
+    longest_pause_s = 0.01
+
+    def __init__(self, path: str, tried: Callable[[], None]) -> None:
+        self.path, self.tried, self.held = path, tried, False
+
+    def attempt(self) -> bool:
+        self.tried()
+        self.held = True
+        return True
+
+    def holder(self) -> str:
+        return "another machine"
+
+    remedy = lost = lambda self: ""
+
+    def release(self) -> None:
+        self.held = False
+
+
+def test_a_store_that_is_moved_away_during_the_wait_for_the_shared_lock_is_locked_anew(area: Any) -> None:
+    away, made = f"{area.path}-away", []
+
+    def tried() -> None:
+        if len(made) == 1:
+            os.rename(area.path, away)
+            os.mkdir(area.path)
+
+    def shared(path: str) -> Shared:
+        made.append(Shared(path, tried))
+        return made[-1]
+
+    with Root(str(area.path)) as root:
+        with guarded(root, Run(shared_lock=shared), "redis"):
+            assert root.ident[1] == os.stat(area.path).st_ino
+            assert [lock.held for lock in made] == [False, True]
+            with Root(away) as old, lock(old):
+                pass  # given up
+        assert not made[1].held
+
+
+def test_a_signal_while_a_server_is_asked_in_vain_is_a_signal(area: Any) -> None:
+    run = Run()
+
+    def tried() -> None:
+        run.shutdown.request(signal.SIGTERM)
+        raise BesomError("silent")
+
+    run.shared_lock = lambda path: Shared(path, tried)
+    with Root(str(area.path)) as root:
+        with pytest.raises(Interrupted) as ended, guarded(root, run, "redis"):
+            pytest.fail("not held")
+        assert ended.value.status == 143
+        with lock(root):
+            pass  # given up

@@ -445,18 +445,30 @@ def test_a_redirect_leads_nowhere_else(mirror: Mirror, place: Place, location: s
     assert place.names == []
 
 
-def test_https_leads_to_no_http(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("http://example.com/a", "which is not encrypted"),
+        ("http://[x/", r"redirects to http://\[x/, which is no"),
+    ],
+)
+def test_https_leads_to_no_http(place: Place, location: str, message: str) -> None:
     def opener(url: str, method: str, headers: dict[str, str]) -> Any:
         import io
         from email.message import Message
         from urllib.error import HTTPError
 
         told = Message()
-        told["Location"] = "http://example.com/a"
-        raise HTTPError(url, 302, "Found", told, io.BytesIO())
+        told["Location"] = location
+        raise HTTPError(url, 308, "Found", told, io.BytesIO())
 
-    with pytest.raises(BesomError, match="which is not encrypted"):
+    with pytest.raises(BesomError, match=message):
         place.fetch(read_source("https://example.com/a"), opener=opener)
+
+
+def test_a_login_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UsageError, match="the user name or password is no text"):
+        read_source("http://host/", username="\ud800")
 
 
 @pytest.mark.parametrize("value", ["sha256:" + "a" * 63, "sha256:" + "g" * 64, "a" * 64, None, "crc:00", ""])
