@@ -232,7 +232,7 @@ class _Sync:
         elif found:
             # Whoever holds the store now need not be waited for: the next start does it.
             now, backend = replace(self.run, lock_timeout=0.0), self.request.lock_backend
-            with suppress(LockHeld), Root(self.root.path) as root, guarded(root, now, backend) as (run, _):
+            with suppress(LockHeld), Root(self.root.path) as root, guarded(root, now, backend) as (run, _waited):
                 remove_orphans(root, run, found, spare)
         return there
 
@@ -509,7 +509,7 @@ def _holds(
     fd: int, checksum: str, cutoff: Cutoff, copy: Callable[[bytes], None] = lambda block: None
 ) -> bool:
     """Whether the file has this checksum; copy is given what is read."""
-    algorithm, _, wanted = checksum.partition(":")
+    algorithm, _colon, wanted = checksum.partition(":")
     digest = hashlib.new(algorithm)
     os.lseek(fd, 0, os.SEEK_SET)
     while block := os.read(fd, BLOCK):
