@@ -232,8 +232,8 @@ class _Sync:
         elif found:
             # Whoever holds the store now need not be waited for: the next start does it.
             now, backend = replace(self.run, lock_timeout=0.0), self.request.lock_backend
-            with suppress(LockHeld), Root(self.root.path) as root, guarded(root, now, backend) as (run, _waited):
-                remove_orphans(root, run, found, spare)
+            with suppress(LockHeld), Root(self.root.path) as root, guarded(root, now, backend) as held:
+                remove_orphans(root, held[0], found, spare)
         return there
 
     # Execution.
