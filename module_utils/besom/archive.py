@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,14 +39,14 @@ class Member:
 
 
 def decode(name: bytes) -> str:
-    """A name or link target as text. Raises BadArchive for one that is none."""
+    """A name or link target as this host writes names. Raises BadArchive for what is no text."""
     try:
         text = name.decode()
     except UnicodeDecodeError:
         raise BadArchive(f"The archive holds {printable(name[:200])}, which is not UTF-8.") from None
     if "\0" in text or len(name) > LONGEST_NAME:
         raise BadArchive(f"The archive holds {printable(text[:200])}, which is no name of a file.")
-    return text
+    return os.fsdecode(name)
 
 
 class Reader:
@@ -94,6 +95,12 @@ class Reader:
         if len(data) < size:
             raise ended()
         return data
+
+
+def too_many(entries: int) -> BadArchive:
+    return BadArchive(
+        f"The archive holds more than {entries} entries; raise max_entries if it is to be trusted."
+    )
 
 
 def damaged() -> BadArchive:

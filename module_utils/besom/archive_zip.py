@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Callable
 
-from .archive import CHUNK, LONGEST_NAME, BadArchive, Member, damaged
+from .archive import CHUNK, LONGEST_NAME, BadArchive, Member, damaged, decode, too_many
 from .units import printable
 
-# The table of contents is read in one piece; this one holds some 500,000 names.
-_MOST_CONTENTS = 64 * 1024**2
+# The table of contents is read in one piece; this one holds some 300,000 names.
+_MOST_CONTENTS = 32 * 1024**2
 _UNIX = 3
 
 
@@ -44,6 +44,36 @@ class _Bounded(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+
+class _Contents(list[zipfile.ZipInfo]):
+    """A table of contents that ends at the entries allowed, whatever number the archive tells."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def append(self, info: zipfile.ZipInfo) -> None:
+        # One directory may not count, where it is stripped.
+        if len(self) > self._most:
+            raise too_many(self._most)
+        super().append(info)
+
+
+class _Zip(zipfile.ZipFile):
+    """zipfile appends to filelist what it reads, each some 1 KB in memory."""
+
+    def __init__(self, archive: BinaryIO, most: int) -> None:
+        self._contents = _Contents(most)
+        super().__init__(_Bounded(archive))
+
+    @property
+    def filelist(self) -> list[zipfile.ZipInfo]:
+        return self._contents
+
+    @filelist.setter
+    def filelist(self, _empty: list[zipfile.ZipInfo]) -> None:
+        """It begins empty, and is never replaced."""
 
 
 @contextmanager
@@ -76,20 +106,18 @@ def is_zip(head: bytes) -> bool:
     return head.startswith((b"PK\3\4", b"PK\5\6"))
 
 
-def zip_members(archive: BinaryIO, unpacked: Callable[[int], None]) -> Iterator[Member]:
-    """The members of a zip file, in the order of its table of contents."""
+def zip_members(archive: BinaryIO, unpacked: Callable[[int], None], most: int) -> Iterator[Member]:
+    """The members of a zip file, in the order of its table of contents. most: how many are allowed."""
     with _reading():
-        opened = zipfile.ZipFile(_Bounded(archive))
+        opened = _Zip(archive, most)
     with opened:
         for info in opened.infolist():
             yield _member(opened, info, unpacked)
 
 
 def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, unpacked: Callable[[int], None]) -> Member:
-    name = info.orig_filename
+    name = decode(info.orig_filename.encode())
     shown = printable(name[:200])
-    if "\0" in name or len(name) > LONGEST_NAME:
-        raise BadArchive(f"The archive holds {shown}, which is no name of a file.")
     if info.flag_bits & 0x1:
         raise BadArchive(f"The archive holds {shown}, which is encrypted; it is refused.")
     unix = info.external_attr >> 16 if info.create_system == _UNIX else 0
@@ -99,7 +127,7 @@ def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, unpacked: Callable[[
     if stat.S_ISLNK(unix):
         target = b"".join(_content(opened, info, unpacked, LONGEST_NAME))
         try:
-            return Member(name, "symlink", 0o777, mtime, target.decode())
+            return Member(name, "symlink", 0o777, mtime, os.fsdecode(target.decode().encode()))
         except UnicodeDecodeError:
             raise BadArchive(f"The archive holds {shown}, a link to what is not UTF-8.") from None
     if stat.S_IFMT(unix) not in (0, stat.S_IFREG):

@@ -15,7 +15,7 @@ from .durable import ORPHAN
 from .errors import UsageError
 from .policy import read_mapping
 from .transfer import Source, read_checksum, read_headers, read_source
-from .units import printable
+from .units import is_name, printable
 
 KEYS = ("url", "dest", "checksum", "headers", "owner", "group", "mode")
 
@@ -99,7 +99,7 @@ def read_dest(value: Any, name: str = "dest") -> str:
     text = value if isinstance(value, str) else ""
     parts = [part for part in text.split("/") if part not in ("", ".")]
     shown = printable(str(value))
-    if not parts or "\0" in text or text.endswith("/"):
+    if not parts or not is_name(text) or text.endswith("/"):
         raise UsageError(f"{name}: '{shown}' is no path of a file; write one relative to the store.")
     if text.startswith("/") or ".." in parts:
         raise UsageError(
@@ -111,11 +111,9 @@ def read_dest(value: Any, name: str = "dest") -> str:
 
 
 def _read_mode(value: Any, name: str) -> int | None:
-    """Permissions in octal digits; a number counts as it is, since YAML reads 0644 as one in octal."""
+    """Permissions as a text of octal digits: of a number nobody knows whether it was 0644 or 644 in YAML."""
     if value is None:
         return None
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o7777:
-        return value
     if isinstance(value, str) and re.fullmatch(r"[0-7]{3,5}", value) and int(value, 8) <= 0o7777:
         return int(value, 8)
     raise UsageError(

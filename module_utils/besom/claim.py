@@ -125,7 +125,7 @@ def claim(
                 mine.close()
                 mine = stack.enter_context(orphan)
                 continue
-            busy = [part for part in others if _is_locked(directory_fd, part)]
+            busy = [part for part in others if is_locked(directory_fd, part)]
             if not busy:
                 for part in others:
                     # A second orphan is no use to anybody.
@@ -139,7 +139,7 @@ def claim(
             if not waited:
                 waited = True
                 waiting(_sentence(directory_fd, path, name, busy[0], "Waiting for"))
-            while any(_is_locked(directory_fd, part) for part in busy):
+            while any(is_locked(directory_fd, part) for part in busy):
                 past = time.monotonic() - began
                 if past >= timeout:
                     text = _sentence(directory_fd, path, name, busy[0], "")
@@ -152,7 +152,7 @@ def _is_blank(mine: Draft) -> bool:
     return os.fstat(mine.fd).st_size == 0
 
 
-def _is_locked(directory_fd: int, part: str) -> bool:
+def is_locked(directory_fd: int, part: str) -> bool:
     """Whether somebody writes to part."""
     try:
         fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd)

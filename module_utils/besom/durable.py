@@ -23,7 +23,7 @@ from typing import Callable, TypeVar
 from .errors import BesomError, NoSpace, UsageError
 from .locks import FlockUnsupported, try_flock
 from .root import open_directory
-from .units import format_duration, printable
+from .units import format_duration, is_name, printable
 
 # Temps of files and of trees; the sixteen digits tell them from another tool's.
 ORPHAN = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.DOTALL)
@@ -94,16 +94,18 @@ class Draft:
     def seal(self, mode: int | None = None, uid: int | None = None, gid: int | None = None) -> None:
         """Give the file its owner and mode and bring it to the disk, which takes its time.
 
-        Without a mode it gets that of the file that it replaces, if that is its owner's too, else what
-        the umask leaves of 0666. A failed fsync is final (the kernel drops what it could not write,
-        and the next fsync knows nothing of it): the temp is gone. Raises NoSpace, BesomError.
+        Without a mode and a group it gets those of the file that it replaces, if that is this user's or
+        the owner's to be (another's mode may let that other write), else what the umask leaves of 0666.
+        A failed fsync is final (the kernel drops what it could not write, and the next fsync knows
+        nothing of it): the temp is gone. Raises NoSpace, BesomError.
         """
         self._require_unfinished()
         try:
             if uid is not None or gid is not None:
                 os.fchown(self.fd, -1 if uid is None else uid, -1 if gid is None else gid)
+            usual = self._take_after(gid is None)
             # After the chown, which takes set-id bits away.
-            os.fchmod(self.fd, self._usual_mode() if mode is None else mode)
+            os.fchmod(self.fd, usual if mode is None else mode)
         except OSError as error:
             raise failed(self.path, "given its owner and mode", error) from error
         try:
@@ -141,8 +143,14 @@ class Draft:
                 if is_inode(self._directory, self.name, self.fd):
                     os.unlink(self.name, dir_fd=self._directory)
 
+    def leave(self) -> None:
+        """Leave the temp to `adopt` as it is; discard it where no lock tells it from a living writer's."""
+        if not self._done and _hold(self._directory, self.name, self.fd):
+            self._done = True
+        self.discard()
+
     def close(self) -> None:
-        """Discard it unless it is published, and let go of the lock."""
+        """Discard it unless it is published or left, and let go of the lock."""
         if self.fd >= 0:
             self.discard()
             with suppress(OSError):
@@ -162,13 +170,20 @@ class Draft:
         if self._done:
             raise BesomError(f"{printable(self.path)} was published or discarded before; begin a new one.")
 
-    def _usual_mode(self) -> int:
+    def _take_after(self, group: bool) -> int:
+        """The mode of the file that is replaced, or the usual one; group: take its group over as well."""
+        mode, st = 0o666 & ~umask(), os.fstat(self.fd)
         with suppress(FileNotFoundError):
             old = os.stat(self._target, dir_fd=self._directory, follow_symlinks=False)
-            # Another owner's mode may let that owner write.
-            if stat.S_ISREG(old.st_mode) and old.st_uid == os.fstat(self.fd).st_uid:
-                return old.st_mode & 0o777
-        return 0o666 & ~umask()
+            if stat.S_ISREG(old.st_mode) and old.st_uid in (os.geteuid(), st.st_uid):
+                mode = old.st_mode & 0o777
+                try:
+                    if group and old.st_gid != st.st_gid:
+                        os.fchown(self.fd, -1, old.st_gid)
+                except PermissionError:
+                    # What that group could do, another can only where everybody can.
+                    mode = mode & 0o707 | (mode & 0o007) << 3
+        return mode
 
 
 @contextmanager
@@ -329,7 +344,7 @@ def check_name(directory_fd: int, name: str, around: int = 0, own: bool = False)
     Names that besom gives its own files and temps are refused, unless it is one of its own.
     """
     shown = printable(name)
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
+    if name in ("", ".", "..") or "/" in name or not is_name(name):
         raise UsageError(f"{shown!r} is no name of a file; give one without slashes.")
     longest = name_max(directory_fd) - around
     if len(os.fsencode(name)) > longest:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from .archive import LONGEST_NAME, BadArchive, Member, Reader
+from .archive import LONGEST_NAME, BadArchive, Member, Reader, too_many
 from .archive_tar import BLOCK, is_tar, tar_members
 from .archive_zip import is_zip, zip_members
 from .durable import failed
@@ -111,7 +111,7 @@ class _Extraction:
         head = archive.read(BLOCK)
         archive.seek(0)
         if is_zip(head):
-            return zip_members(archive, self._count_bytes)
+            return zip_members(archive, self._count_bytes, self._limits.entries)
         stream = inflated(archive, head)
         if stream is archive and not is_tar(head):
             raise BadArchive("The archive is neither a tar (plain, gz, bz2, xz or zst) nor a zip file.")
@@ -130,10 +130,7 @@ class _Extraction:
     def _count_entry(self) -> None:
         self._made.entries += 1
         if self._made.entries > self._limits.entries:
-            raise BadArchive(
-                f"The archive holds more than {self._limits.entries} entries; "
-                "raise max_entries if it is to be trusted."
-            )
+            raise too_many(self._limits.entries)
 
     def _refused(self, name: str, what: str) -> BadArchive:
         shown = printable(name if len(name) <= 200 else name[:200] + "...")

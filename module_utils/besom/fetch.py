@@ -52,20 +52,29 @@ def plain_opener(
 
 def check_url(url: Any, name: str = "url") -> str:
     """The url, if it is http or https with a host. Raises UsageError."""
+    if not isinstance(url, str) or not _is_web(url):
+        raise UsageError(f"{name}: {redact(str(url))} is not an http or https URL.")
+    return url
+
+
+def _is_web(url: str) -> bool:
     try:
-        parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
+        # What is no text (half of a character of JSON, or bytes of a command line) cannot be sent.
+        url.encode()
+        parts = urllib.parse.urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        good = False
-    if not good or any(char <= " " for char in url):
-        raise UsageError(f"{name}: {redact(str(url))} is not an http or https URL.")
-    return str(url)
+        return False
+    return good and all(char > " " for char in url)
 
 
 def redact(url: str) -> str:
-    """The url as it may be shown: without user, password, query and fragment, where secrets are kept."""
-    text = re.sub(r"(?<=//)[^/?#]*@", "", url)
-    return printable(re.split(r"[?#]", text)[0])
+    """The url as it may be shown: without user, password, query and fragment, where secrets are kept.
+
+    Of what is no URL all before its last @ may be a password, with whatever characters.
+    """
+    secret = r"(?<=//)[^/?#]*@" if _is_web(url) else r"(?s)(?<=//).*@|^(?!.*//).*@"
+    return printable(re.split(r"[?#]", re.sub(secret, "", url))[0])
 
 
 def content_length(url: str, opener: Opener) -> int | None:

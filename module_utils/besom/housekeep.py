@@ -61,8 +61,7 @@ class Outcome:
         A held lock comes last: where that is the status, nothing else went wrong.
         """
         statuses = [error.status for error in self.errors]
-        if any(report.failures.total for report in self.reports):
-            statuses.append(1)
+        statuses += [report.failure_status for report in self.reports if report.failures.total]
         if self.verdict and not self.verdict.sufficient:
             statuses.append(NoSpace.status)
         interruptions = [error.status for error in self.errors if isinstance(error, Interrupted)]

@@ -12,14 +12,14 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 from .archive import BadArchive
 from .claim import claim
 from .crew import Crew
 from .durable import Draft, Retries, check_name, parts_of
 from .durable_tree import TreeDraft, remove_orphans, tree_draft
-from .errors import UsageError
+from .errors import BesomError, UsageError
 from .extract import Extracted, Limits, extract
 from .fetch import Opener
 from .guard import STOPPED, guarded
@@ -39,15 +39,16 @@ from .installed import (
 from .locks import LockTable
 from .origin import Origin, digest_of
 from .preflight import DEFAULT_EXPAND, Need, preflight
-from .report import Report
+from .report import Report, Tally
 from .root import Root
 from .run import Run
 from .transfer import DEFAULT_RETRIES, Cut, Cutoff, Figures, Source, Transfer, look
 from .tree import Cursor, measure, remove_tree
 from .units import Share, printable
 
-# How soon a signal cuts a transfer.
-_POLL_S = 0.05
+# How soon a signal is seen to, and how long what is cut may take to notice.
+_POLL_S, _GRACE_S = 0.05, 2.0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,14 @@ class _Install:
     def work(self) -> None:
         source, report = self._request.source, self._report
         state = report.before = report.after = self._state()
+        # What a download can be gone on with is not left over, as long as there may be one.
+        self._tidy(parts_of(self._root.fd, self._request.name) if source else ())
         missing = source is not None and self._is_missing(source, state.mark)
         if self._run.dry_run:
             self._predict(source, state, missing)
             return
-        # What a download can be gone on with is not left over.
-        self._tidy(parts_of(self._root.fd, self._request.name) if missing else ())
+        if source and not missing:
+            self._tidy(())
         if source and missing:
             self._fetch_and_commit(source, state)
         elif self._gone(state) or self._link(state) != state.link:
@@ -222,7 +225,8 @@ class _Install:
         request, strip = self._request, self._request.strip
         if mark and source.checksum and (mark.checksum, mark.strip) == (str(source.checksum), strip):
             return False
-        answer = look(self._opener, source, self._known(source, mark))
+        known = self._known(source, mark)
+        answer = self._await(lambda: look(self._opener, source, known), f"asking for {source.shown}")
         if answer.unchanged:
             return False
         if answer.size < 0:
@@ -230,8 +234,9 @@ class _Install:
                 f"The size of {source.shown} is unknown, so its space is not checked."
             )
         else:
-            need = Need(self._root.path, answer.size + int(answer.size * request.expand))
-            preflight([need], None, request.reserve).require()
+            # What earlier runs have left is gone on with, or (in a dry run) would be removed before.
+            size = answer.size + int(answer.size * request.expand) - self._left(()).bytes
+            preflight([Need(self._root.path, max(size, 0))], None, request.reserve).require()
         return True
 
     def _known(self, source: Source, mark: Mark | None) -> Origin | None:
@@ -298,9 +303,13 @@ class _Install:
             finally:
                 self._run = run
 
+    def _left(self, spare: Collection[str]) -> Tally:
+        """What killed writers have left, but spare."""
+        return remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned
+
     def _tidy(self, spare: Collection[str]) -> None:
         """Remove what killed writers have left, but spare; the lock is taken only where there is such."""
-        if not remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned.entries:
+        if self._run.dry_run or not self._left(spare).entries:
             return
         with self._locked():
             done = remove_orphans(self._root, self._run, spare=spare)
@@ -363,7 +372,20 @@ class _Install:
         self._report.action = "upgraded" if state.exists else "installed"
 
     def _finish(self) -> None:
-        """Under the writer lock: the link, and then what has to go."""
+        """Under the writer lock: the link, and then what has to go.
+
+        What fails after the tree was put in its place is noted as a failure, as that was done.
+        """
+        request, report = self._request, self._report
+        try:
+            self._settle()
+        except BesomError as error:
+            if not report.action:
+                raise
+            report.failures.add(report.path, f"was {report.action}, but then: {str(error).rstrip('.')}")
+        report.after = read_state(self._root, request.name, request.current)
+
+    def _settle(self) -> None:
         request, report, state = self._request, self._report, self._state()
         remove_left_links(self._root)
         if self._link(state) != state.link:
@@ -381,7 +403,6 @@ class _Install:
                 report.action = "removed" if gone else ""
                 if not gone and not report.failures.total:
                     report.failures.add(report.path, "cannot go now; see what is listed as kept")
-        report.after = read_state(self._root, request.name, request.current)
 
     def _remove(self, cursor: Cursor, name: str, table: LockTable) -> bool:
         report = self._report
@@ -421,14 +442,26 @@ class _Install:
 
         transfer = Transfer(source, self._opener, cutoff, self._request.retries, moved)
         self._report.fetched = transfer.figures
-        # In a thread of its own, so that a signal is heard while a server keeps silent.
-        crew = Crew([part], lambda part: transfer.run(part, known), 1)
+        return self._await(lambda: transfer.run(part, known), f"fetching {source.shown}", cutoff)
+
+    def _await(self, work: Callable[[], Result], doing: str, cutoff: Cutoff | None = None) -> Result:
+        """What work comes to, in a thread of its own: a signal is heard while a server keeps silent.
+
+        The signal cuts it; what does not heed that, or cannot be cut, is left behind (with a draft
+        that is closed, so it writes nothing any more).
+        """
+        shutdown, left_at = self._run.shutdown, float("inf")
+        crew = Crew([work], lambda work: work(), 1)
         while not (ended := crew.wait(_POLL_S)):
-            if run.shutdown.requested:
-                cutoff.cut()
+            if shutdown.requested and left_at == float("inf"):
+                left_at = time.monotonic() + (_GRACE_S if cutoff else 0.0)
+                if cutoff:
+                    cutoff.cut()
+            if time.monotonic() >= left_at:
+                shutdown.check(doing)
         result = ended[1]
         if isinstance(result, Cut):
-            run.shutdown.check(f"fetching {source.shown}")
+            shutdown.check(doing)
         if isinstance(result, BaseException):
             raise result
         return result

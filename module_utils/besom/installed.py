@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 
@@ -136,12 +137,11 @@ def read_state(root: Root, name: str, current: str = "") -> State:
                     f"{_shown(root, current)} is not a symlink; move it away, or choose another current."
                 ) from None
     pattern = re.compile(re.escape(_OLD.format(name)) + _STAMP, re.DOTALL)
-    with os.scandir(root.fd) as entries:
-        old = sorted(
-            entry.name
-            for entry in entries
-            if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-        )
+    old = sorted(
+        entry.name
+        for entry in _entries(root)
+        if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+    )
     return State(st is not None, read_mark(root, name) if st else None, tuple(old), link)
 
 
@@ -171,11 +171,17 @@ def switch(root: Root, current: str, name: str | None) -> None:
 
 def remove_left_links(root: Root) -> None:
     """Remove the links that a crash has left on their way. To be called under the writer lock."""
-    with os.scandir(root.fd) as entries:
-        left = [entry.name for entry in entries if LINK.fullmatch(entry.name) and entry.is_symlink()]
+    left = [entry.name for entry in _entries(root) if LINK.fullmatch(entry.name) and entry.is_symlink()]
     for name in left:
         with suppress(OSError):
             os.unlink(name, dir_fd=root.fd)
+
+
+def _entries(root: Root) -> Iterator[os.DirEntry[str]]:
+    # btrfs lists an open directory as it was at the open, or at the last rewind; each scan is to begin anew.
+    os.lseek(root.fd, 0, os.SEEK_SET)
+    with os.scandir(root.fd) as entries:
+        yield from entries
 
 
 def _stat(root: Root, name: str) -> os.stat_result | None:

@@ -51,13 +51,13 @@ class Origin:
             return {"If-None-Match": self.etag}
         return {"If-Modified-Since": self.modified} if self.modified else {}
 
-    def vouches(self, st: os.stat_result) -> bool:
+    def vouches(self, st: os.stat_result, owner: int | None = None) -> bool:
         """Whether the file with this stat still is the one that was fetched.
 
-        By inode, size and mtime, as git's index does; not for a file that others may have written and
-        given its old mtime again.
+        By inode, size and mtime, as git's index does; not for a file that others than this user (and
+        owner, a uid) may have written and given its old mtime again.
         """
-        mine = st.st_uid == os.geteuid() and not st.st_mode & 0o022
+        mine = st.st_uid in (os.geteuid(), owner) and not st.st_mode & 0o022
         same = (self.inode, self.size, self.mtime_ns) == (st.st_ino, st.st_size, st.st_mtime_ns)
         return mine and same and bool(self.checksum)
 

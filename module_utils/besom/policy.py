@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from .errors import UsageError
-from .units import Share, parse_count, parse_duration, parse_size, printable
+from .units import Share, is_name, parse_count, parse_duration, parse_size, printable
 
 LAYOUTS = ("files", "trees")
 ORDERS = ("oldest", "lru", "created")
@@ -168,7 +168,7 @@ def read_temps(values: Any, where: str = "") -> Temps:
 def read_path(values: Mapping[str, Any], where: str = "") -> str:
     """The absolute path under the key `path`. Raises UsageError."""
     path = values.get("path")
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+    if not isinstance(path, str) or not path.startswith("/") or not is_name(path):
         raise UsageError(f"{where}path: {printable(str(path))} is not an absolute path.")
     return path
 

@@ -11,7 +11,7 @@ from typing import Callable
 
 from .claim import directory_in
 from .durable import sync_directory
-from .errors import BesomError
+from .errors import BesomError, LockHeld
 from .guard import guarded
 from .root import Root
 from .run import Run
@@ -44,6 +44,8 @@ class Publisher:
     def __init__(self, path: str, run: Run, backend: str = "flock") -> None:
         self.shutdown = Shutdown()
         self.lock_wait_s = 0.0
+        # Why the store could not be had: it is waited for once, and what comes after that fails at once.
+        self.held: LockHeld | None = None
         # Threads were left behind that may be at work with it still.
         self.left = False
         # A wait for the lock ends when transfers are cut, not with the first signal.
@@ -72,6 +74,8 @@ class Publisher:
 
     def _publish(self, batch: list[_Publication]) -> None:
         try:
+            if self.held:
+                raise self.held
             # Opened once, and of its own: who waits for the lock may have to open it anew.
             root = self._root = self._root or Root(self._path)
             with guarded(root, self._run, self._backend) as (run, waited):
@@ -83,6 +87,8 @@ class Publisher:
                 for directory in {one.directory for one in batch if not one.error}:
                     self._sync(directory, [one for one in batch if one.directory == directory])
         except BaseException as error:  # noqa: BLE001 (each of those who wait raises it)
+            if isinstance(error, LockHeld):
+                self.held = error
             for one in batch:
                 one.error = one.error or error
         for one in batch:

@@ -75,6 +75,8 @@ class Report:
     interrupted: bool = False
     warnings: list[str] = field(default_factory=list)
     missed: bool = False
+    # What the failures come to as an exit status.
+    failure_status: int = 1
 
     @property
     def changed(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
 import threading
 import time
@@ -19,21 +20,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from .artifacts import Artifact
-from .claim import claim, directory_in, file_in
+from .claim import claim, directory_in, file_in, is_locked
 from .crew import Crew
 from .durable import ORPHAN, Draft, Retries, parts_of
 from .durable_tree import remove_orphans
-from .errors import BesomError, Interrupted, LockHeld
+from .errors import BesomError, Interrupted, LockHeld, NoSpace
 from .fetch import Opener
 from .guard import guarded
+from .mounts import mount_of
 from .origin import Origin, digest_of, read_origin, write_origin
 from .preflight import Need, preflight
 from .publisher import Publisher
 from .report import Noted, Report
 from .root import Root
 from .run import Run
-from .transfer import BLOCK, DEFAULT_RETRIES, Cut, Cutoff, Figures, Transfer, look
-from .units import Share
+from .transfer import BLOCK, DEFAULT_RETRIES, Cut, Cutoff, Figures, Transfer, leave, look
+from .units import Share, printable
 
 DEFAULT_PARALLEL = 4
 DEFAULT_DRAIN_S = 30.0
@@ -117,6 +119,7 @@ class _Job:
     reason: str = "absent"
     settled: bool = False
     adjust: bool = False
+    # Device, inode, size, mtime in ns.
     ident: tuple[int, ...] = ()
     known: Origin | None = None
     size: int = -1
@@ -133,8 +136,8 @@ def sync(request: SyncRequest, run: Run, watch: Watch = unwatched) -> SyncReport
     with Root(request.path) as root:
         work = _Sync(request, run, root, watch)
         jobs = work.plan()
+        work.make_room(jobs)
         if not run.dry_run:
-            work.tidy(jobs)
             work.execute(jobs)
             work.publisher.close()
     work.report.lock_wait_s = work.publisher.lock_wait_s
@@ -155,7 +158,7 @@ class _Sync:
     # Planning: what is there, and what the servers say.
 
     def plan(self) -> list[_Job]:
-        """The jobs that are left to do; raises NoSpace when they would not fit."""
+        """The jobs that are left to do."""
         todo: list[_Job] = []
 
         def note(artifact: Artifact, job: _Job) -> None:
@@ -173,8 +176,6 @@ class _Sync:
         if self.run.dry_run:
             for job in todo:
                 self._note(job)
-        if wanted:
-            self._require_space(wanted)
         return todo
 
     def _look(self, artifact: Artifact) -> _Job:
@@ -184,8 +185,15 @@ class _Sync:
         seen = look(self.request.opener, artifact.source, job.known)
         return replace(job, settled=seen.unchanged, size=seen.size)
 
-    def _require_space(self, wanted: list[_Job]) -> None:
-        unknown = [job for job in wanted if job.size < 0]
+    def make_room(self, jobs: list[_Job]) -> None:
+        """Remove what killed writers left; raises NoSpace when the jobs would not fit then."""
+        there = self._tidy(jobs)
+        if jobs:
+            self._require_space(jobs, there)
+
+    def _require_space(self, jobs: list[_Job], there: int) -> None:
+        """there: bytes on the disk of what is gone on with."""
+        unknown = [job for job in jobs if job.size < 0 and not job.settled]
         if unknown:
             first = unknown[0].artifact.source.shown
             text = f"The size of {first} is unknown, so its space is not checked."
@@ -193,29 +201,40 @@ class _Sync:
                 count = len(unknown)
                 text = f"The sizes of {count} artifacts ({first}, ...) are unknown and not checked."
             self.report.warnings.append(text)
-        need = Need(self.root.path, self.report.planned.bytes, len(wanted))
+        # What gets another owner or mode is copied.
+        size = sum(job.ident[2] if job.settled else max(0, job.size) for job in jobs)
+        need = Need(self.root.path, max(0, size - there), len(jobs))
         preflight([need], None, self.request.reserve, forecast=self.run.forecast).require()
 
-    def tidy(self, jobs: list[_Job]) -> None:
-        """Remove what killed writers left where this sync writes, except what it is to go on with."""
+    def _tidy(self, jobs: list[_Job]) -> int:
+        """Remove what killed writers left where this sync writes, except what it is to go on with.
+
+        Returns the bytes of that. A dry run has the forecast say what would be freed.
+        """
         names: dict[str, list[str]] = defaultdict(list)
         for artifact in self.request.artifacts:
             names[artifact.directory]
         for job in jobs:
             names[job.artifact.directory].append(job.artifact.name)
-        found, spare = [], set()
+        found, spare, there = [], set(), 0
         for directory, wanted in names.items():
             with suppress(OSError, BesomError), directory_in(self.root, directory) as fd:
                 parts = {name for name in os.listdir(fd) if ORPHAN.fullmatch(name)}
                 mine = {part for name in wanted for part in parts_of(fd, name)} if parts else set()
                 spare |= {os.path.join(directory, part) for part in mine}
+                orphans = [part for part in mine if not is_locked(fd, part)]
+                there += sum(os.lstat(part, dir_fd=fd).st_blocks * 512 for part in orphans)
                 if parts - mine:
                     found.append(directory)
-        if found:
+        if found and self.run.dry_run:
+            would = remove_orphans(self.root, self.run, found, spare)
+            self.run.forecast.free(mount_of(self.root.fd), would.planned.bytes)
+        elif found:
             # Whoever holds the store now need not be waited for: the next start does it.
             now, backend = replace(self.run, lock_timeout=0.0), self.request.lock_backend
             with suppress(LockHeld), Root(self.root.path) as root, guarded(root, now, backend) as (run, _):
                 remove_orphans(root, run, found, spare)
+        return there
 
     # Execution.
 
@@ -233,21 +252,30 @@ class _Sync:
         """Do the job; returns it as it came out."""
         artifact = job.artifact
         path = os.path.join(self.root.path, artifact.directory)
-        with directory_in(self.root, artifact.directory, make=True) as fd, ExitStack() as held:
-            if not job.settled:
-                with self._place():
-                    draft, waited = held.enter_context(self._claim(fd, path, artifact.name))
-                    self.drafts[artifact.dest] = draft
-                    held.callback(self.drafts.pop, artifact.dest)
-                    if waited or _ident_at(fd, artifact.name) != job.ident:
-                        # Another has refreshed it since: what it came to decides.
-                        job = inspect(artifact, self.root, self.request.full_check, self.cutoff)
-                    if not job.settled:
-                        job = self._transfer(job, fd, draft)
+        with ExitStack() as held:
+            with self._place():
+                fd = held.enter_context(directory_in(self.root, artifact.directory, make=True))
+                draft, waited = held.enter_context(self._claim(fd, path, artifact.name))
+                self.drafts[artifact.dest] = draft
+                held.callback(self.drafts.pop, artifact.dest)
+                if waited or _ident_at(fd, artifact.name) != job.ident:
+                    # Another has refreshed it since: what it came to decides.
+                    job = inspect(artifact, self.root, self.request.full_check, self.cutoff)
                 if not job.settled:
-                    self.cutoff.check()
-                    self.publisher.publish(artifact.directory, fd, draft.publish)
-            return self._adjust(job, fd) if job.settled and job.adjust else job
+                    job = self._transfer(job, fd, draft)
+                if job.settled and not job.adjust:
+                    return job
+                if job.settled:
+                    self._copy(job, fd, draft)
+                draft.seal(artifact.mode, artifact.uid, artifact.gid)
+            self.cutoff.check()
+            try:
+                self.publisher.publish(artifact.directory, fd, draft.publish)
+            except LockHeld:
+                if not job.settled:
+                    leave(draft)
+                raise
+            return job
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -255,8 +283,7 @@ class _Sync:
         while not self._places.acquire(timeout=_WAKE_S):
             self.cutoff.check()
         try:
-            if self.run.shutdown.requested:
-                raise Cut
+            self._require_going_on()
             yield
         finally:
             self._places.release()
@@ -287,9 +314,10 @@ class _Sync:
             origin = transfer.run(draft, job.known)
         finally:
             self._count(transfer.figures)
-        if origin is None or (not source.checksum and _same_content(fd, artifact, origin, self.cutoff)):
+        if origin is None:
             return replace(job, settled=True)
-        draft.seal(artifact.mode, artifact.uid, artifact.gid)
+        if not source.checksum and not job.adjust and _same_content(fd, artifact, origin, self.cutoff):
+            return replace(job, settled=True)
         return replace(job, size=origin.size)
 
     def _count(self, figures: Figures) -> None:
@@ -299,21 +327,23 @@ class _Sync:
             total.retries += figures.retries
             total.waited_s += figures.waited_s
 
-    def _adjust(self, job: _Job, fd: int) -> _Job:
-        """Set owner, group and mode of a file whose content is right."""
+    def _copy(self, job: _Job, fd: int, draft: Draft) -> None:
+        """Fill draft with the file whose content is right, and whose owner, group or mode is not.
+
+        Those of the file itself are never set: another may have it open, or have linked it elsewhere.
+        """
         artifact = job.artifact
+        origin = job.known or Origin(digest_of(artifact.source.url))
+        checksum = str(artifact.source.checksum or origin.checksum)
         path = os.path.join(self.root.path, artifact.directory)
-
-        def commit(_deadline: float) -> None:
-            with file_in(fd, path, artifact.name) as (there, st):
-                if artifact.uid is not None or artifact.gid is not None:
-                    os.fchown(there, *(-1 if one is None else one for one in (artifact.uid, artifact.gid)))
-                # The chown takes set-id bits away.
-                os.fchmod(there, stat.S_IMODE(st.st_mode) if artifact.mode is None else artifact.mode)
-                os.fsync(there)
-
-        self.publisher.publish(artifact.directory, fd, commit)
-        return job
+        os.lseek(draft.fd, 0, os.SEEK_SET)
+        os.ftruncate(draft.fd, 0)
+        with file_in(fd, path, artifact.name) as (there, st):
+            if not _holds(there, checksum, self.cutoff, draft.write):
+                shown = printable(os.path.join(path, artifact.name))
+                raise BesomError(f"{shown} was changed meanwhile; run this again.")
+            os.utime(draft.fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+        write_origin(draft.fd, origin.of_file(draft.fd, checksum))
 
     # What becomes of the jobs.
 
@@ -333,16 +363,22 @@ class _Sync:
         self.watch(artifact.dest, "unchanged", 0, 0)
 
     def _failed(self, artifact: Artifact, error: BaseException) -> None:
-        dest = artifact.dest
-        if isinstance(error, (Cut, Interrupted)):
+        dest, held = artifact.dest, self.publisher.held
+        if held and (error is held or (isinstance(error, Cut) and not self.run.shutdown.requested)):
+            self.report.not_done.add(dest, "the store is locked")
+            if held not in self.report.held:
+                self.report.held.append(held)
+        elif isinstance(error, (Cut, Interrupted)):
             self.report.interrupted = True
             self.report.not_done.add(dest, "interrupted")
         elif isinstance(error, LockHeld):
             self.report.not_done.add(dest, str(error))
             self.report.held.append(error)
-        elif isinstance(error, (BesomError, OSError)):
-            text = str(error) if isinstance(error, BesomError) else f"{error.strerror or error}."
+        elif isinstance(error, (BesomError, OSError, ValueError)):
+            text = (isinstance(error, OSError) and error.strerror) or str(error)
             self.report.failures.add(dest, f"failed: {text.rstrip('.')}")
+            if isinstance(error, NoSpace):
+                self.report.failure_status = error.status
         else:
             raise error
         self.watch(dest, "failed", 0, 0)
@@ -357,15 +393,49 @@ class _Sync:
         drain_timeout: float,
     ) -> None:
         """Have a crew do the jobs, and see to signals meanwhile."""
-        shutdown = self.run.shutdown
 
         def begin(job: Any) -> _Job:
             # Signals are heard by another thread, which may see to this one later.
-            if shutdown.requested:
-                raise Cut
+            self._require_going_on()
             return work(job)
 
         crew = Crew(jobs, begin, size)
+        try:
+            self._watch_over(crew, jobs, note, artifact_of, drain_timeout)
+        except BaseException:
+            # Whatever it is, it leaves no temp.
+            crew.stop()
+            self._cut()
+            end = time.monotonic() + _GRACE_S
+            while crew.outstanding and (left := end - time.monotonic()) > 0:
+                crew.wait(left)
+            self._leave_behind()
+            raise
+
+    def _require_going_on(self) -> None:
+        """Raise Cut when nothing new is to be begun."""
+        if self.run.shutdown.requested or self.publisher.held:
+            raise Cut
+
+    def _cut(self) -> None:
+        self.cutoff.cut()
+        self.publisher.shutdown.request(self.run.shutdown.signum or signal.SIGTERM)
+
+    def _leave_behind(self) -> None:
+        """Go on without the threads that hang, but with their temps gone."""
+        for draft in list(self.drafts.values()):
+            draft.discard()
+        self.publisher.left = True
+
+    def _watch_over(
+        self,
+        crew: Crew[Any, _Job],
+        jobs: Sequence[Any],
+        note: Callable[[Any, _Job], None],
+        artifact_of: Callable[[Any], Artifact],
+        drain_timeout: float,
+    ) -> None:
+        shutdown = self.run.shutdown
         at_work = {artifact_of(job).dest: artifact_of(job) for job in jobs}
         drained = cut_at = float("inf")
         while crew.outstanding:
@@ -378,42 +448,39 @@ class _Sync:
                     self._failed(artifact_of(job), result)
                 else:
                     note(job, result)
-            if shutdown.requested and drained == float("inf"):
+            if (shutdown.requested or self.publisher.held) and drained == float("inf"):
                 drained = now + drain_timeout
                 for job in crew.stop():
                     self._failed(at_work.pop(artifact_of(job).dest), Cut())
             if (now >= drained or (shutdown.hurry and shutdown.requested)) and not self.cutoff.is_cut:
                 cut_at = now
-                self.cutoff.cut()
-                self.publisher.shutdown.request(shutdown.signum)
+                self._cut()
             if now >= cut_at + _GRACE_S:
-                # What hangs before its server answered is left behind, without its temp.
-                for draft in list(self.drafts.values()):
-                    draft.discard()
+                # What hangs before its server answered is left behind.
+                self._leave_behind()
                 for artifact in at_work.values():
                     self._failed(artifact, Cut())
-                self.publisher.left = True
                 return
 
 
 def inspect(artifact: Artifact, root: Root, full_check: bool, cutoff: Cutoff) -> _Job:
     """How the file of an artifact is now. Raises BesomError where it cannot be, Cut."""
     source, path = artifact.source, os.path.join(root.path, artifact.directory)
-
-    def holds(file: int, checksum: str) -> bool:
-        algorithm, _, digest = checksum.partition(":")
-        return _hash(file, algorithm, cutoff) == digest
-
     try:
         with directory_in(root, artifact.directory) as fd, file_in(fd, path, artifact.name) as (file, st):
             job = _Job(artifact, ident=_ident(st), adjust=_differs(artifact, st))
             known = read_origin(file)
-            if known and not (known.vouches(st) and (not full_check or holds(file, known.checksum))):
+            # Its owner may have written to it: fine where nobody knows better, and it stays the owner's.
+            owner = None if source.checksum or job.adjust else artifact.uid
+            if known and not known.vouches(st, owner):
+                known = None
+            if known and full_check and not _holds(file, known.checksum, cutoff):
                 known = None
             if source.checksum:
                 wanted = str(source.checksum)
-                settled = (known.checksum if known else "") == wanted or holds(file, wanted)
-                return replace(job, settled=settled, reason="checksum differs")
+                settled = (known.checksum if known else "") == wanted or _holds(file, wanted, cutoff)
+                known = known if settled else None
+                return replace(job, settled=settled, known=known, reason="checksum differs")
             if known and known.source == digest_of(source.url):
                 return replace(job, reason="changed", known=known)
             return replace(job, reason="origin unknown")
@@ -438,21 +505,25 @@ def _differs(artifact: Artifact, st: os.stat_result) -> bool:
     return any(one is not None and one != other for one, other in zip(wanted, found))
 
 
-def _hash(fd: int, algorithm: str, cutoff: Cutoff) -> str:
+def _holds(
+    fd: int, checksum: str, cutoff: Cutoff, copy: Callable[[bytes], None] = lambda block: None
+) -> bool:
+    """Whether the file has this checksum; copy is given what is read."""
+    algorithm, _, wanted = checksum.partition(":")
     digest = hashlib.new(algorithm)
     os.lseek(fd, 0, os.SEEK_SET)
     while block := os.read(fd, BLOCK):
         cutoff.check()
+        copy(block)
         digest.update(block)
-    return digest.hexdigest()
+    return digest.hexdigest() == wanted
 
 
 def _same_content(directory_fd: int, artifact: Artifact, origin: Origin, cutoff: Cutoff) -> bool:
     """Whether what came is what is there already; that gets the origin, so that the next time asks first."""
-    algorithm, _, digest = origin.checksum.partition(":")
     try:
         with file_in(directory_fd, artifact.directory, artifact.name) as (file, st):
-            if st.st_size != origin.size or _hash(file, algorithm, cutoff) != digest:
+            if st.st_size != origin.size or not _holds(file, origin.checksum, cutoff):
                 return False
             write_origin(file, origin.of_file(file, origin.checksum))
             return True

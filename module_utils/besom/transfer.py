@@ -29,6 +29,8 @@ DEFAULT_RETRIES = 4
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 # A server may ask for more patience than anybody who waits for this has.
 _MOST_PATIENCE_S = 300.0
+# What comes more slowly than that is not waited for, though no single read times out.
+_CRAWL_BYTES, _CRAWL_S = 4096, 60.0
 _MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 # RFC 9110, 15.5.9 and 15.6; RFC 6585, 4.
@@ -121,7 +123,10 @@ def read_source(
     if at:
         url = parts._replace(netloc=host).geturl()
         username, _, password = (urllib.parse.unquote(word) for word in userinfo.partition(":"))
-    login = base64.b64encode(f"{username}:{password}".encode()).decode() if username else ""
+    try:
+        login = base64.b64encode(f"{username}:{password}".encode()).decode() if username else ""
+    except UnicodeError:
+        raise UsageError(f"{where}the user name or password is no text.") from None
     # http.client wants ASCII; a fragment is not for servers.
     url = urllib.parse.quote(url.partition("#")[0], safe="%/:=&?~#+!$,;'@()*[]")
     return Source(url, checksum, dict(headers or {}), login, login_first)
@@ -177,12 +182,25 @@ class Cutoff:
                 self._responses.remove(response)
 
 
+def leave(draft: Draft) -> None:
+    """Leave what draft holds to the next run, where that could go on with it; else discard it."""
+    origin = read_origin(draft.fd)
+    if origin and origin.if_range:
+        draft.leave()
+    else:
+        draft.discard()
+
+
 class _Again(Exception):
     """It may go better the next time; after so many seconds, if the server said so."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.after = after
+
+
+class _Crawl(_Again):
+    """It comes, but too slowly to be called progress."""
 
 
 @dataclass
@@ -199,8 +217,8 @@ class Reply:
 
     @property
     def length(self) -> int:
-        """What Content-Length says of this very body, or -1."""
-        text = self.headers.get("Content-Length", "") or ""
+        """What Content-Length says of this very body, or -1 (also under another framing: RFC 9112, 6.3)."""
+        text = "" if self.headers.get("Transfer-Encoding") else self.headers.get("Content-Length", "") or ""
         return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
 
     @property
@@ -265,11 +283,10 @@ def _server(url: str) -> tuple[str, str, int]:
 
 
 def _redirected(source: Source, url: str, location: str) -> str:
-    there = urllib.parse.urljoin(url, urllib.parse.quote(location, safe="%/:=&?~#+!$,;'@()*[]"))
-    there = there.partition("#")[0]
+    there = urllib.parse.quote(location, safe="%/:=&?~#+!$,;'@()*[]").partition("#")[0]
     try:
-        check_url(there)
-    except UsageError:
+        there = check_url(urllib.parse.urljoin(url, there))
+    except (UsageError, ValueError):
         raise BesomError(f"{source.shown} redirects to {redact(there)}, which is no web address.") from None
     if url.startswith("https:") and not there.startswith("https:"):
         raise BesomError(
@@ -345,11 +362,12 @@ class Transfer:
         retries: int = DEFAULT_RETRIES,
         moved: Moved = lambda done, total: None,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """moved is told the bytes that are there, and of how many (-1: unknown)."""
         self.figures = Figures()
         self._source, self._opener, self._cutoff = source, opener, cutoff
-        self._retries, self._moved, self._now = retries, moved, now
+        self._retries, self._moved, self._now, self._clock = retries, moved, now, clock
         self._origin = Origin(digest_of(source.url))
         self._digest = self._new_digest()
         self._done = 0
@@ -357,28 +375,35 @@ class Transfer:
     def run(self, draft: Draft, known: Origin | None = None) -> Origin | None:
         """Fetch it; returns its origin, which the draft has as well. None: it is still as known.
 
-        What the draft holds already is gone on from, if its origin and the server let that be. Raises
-        BesomError (NoSpace) when it cannot be had or is not what the checksum says, Cut.
+        What the draft holds already is gone on from, if its origin and the server let that be; what it
+        came to when the server failed is left to the next run. Raises BesomError (NoSpace) when it cannot
+        be had or is not what the checksum says, Cut.
         """
         from http.client import HTTPException
 
         self._resume(draft)
-        fails, spliced = 0, False
+        fails, spliced, furthest = 0, False, self._done
         while True:
             self._cutoff.check()
             spliced = spliced or self._done > 0
-            # Where all of it is there, a request for the rest would be refused.
-            if not self._done or self._done != self._origin.size:
+            # Where all of it is there and proves itself, there is nothing to ask for.
+            if not (self._is_whole and self._source.checksum):
                 try:
                     if not self._attempt(draft, None if spliced else known):
                         return None
                 except (_Again, OSError, HTTPException) as error:
                     self._cutoff.check()
-                    fails += 1
+                    if self._done > furthest and not isinstance(error, _Crawl):
+                        fails = 0
+                    fails, furthest = fails + 1, max(furthest, self._done)
                     again = error if isinstance(error, _Again) else _refusal(self._source, error)
                     if not isinstance(again, _Again):
                         raise again from error
-                    self._wait(again, fails)
+                    try:
+                        self._wait(again, fails)
+                    except BesomError:
+                        leave(draft)
+                        raise
                     continue
             wrong = self._wrong()
             if not wrong:
@@ -413,12 +438,7 @@ class Transfer:
         if not size:
             return
         origin = read_origin(draft.fd)
-        if (
-            origin
-            and origin.source == digest_of(self._source.url)
-            and origin.if_range
-            and not origin.checksum
-        ):
+        if origin and origin.source == digest_of(self._source.url) and origin.if_range:
             os.lseek(draft.fd, 0, os.SEEK_SET)
             while block := os.read(draft.fd, BLOCK):
                 self._cutoff.check()
@@ -427,6 +447,10 @@ class Transfer:
             self._origin = origin
         if not self._origin.if_range or self._done > self._origin.size >= 0:
             self._start_over(draft)
+
+    @property
+    def _is_whole(self) -> bool:
+        return 0 < self._done == self._origin.size
 
     def _start_over(self, draft: Draft) -> None:
         os.lseek(draft.fd, 0, os.SEEK_SET)
@@ -450,12 +474,13 @@ class Transfer:
         validator = self._origin.if_range
         if self._done and not validator:
             self._start_over(draft)
-        headers = known.conditions if known else {}
-        if self._done:
+        asked = self._origin if self._is_whole else known
+        headers = asked.conditions if asked else {}
+        if self._done and not self._is_whole:
             headers = {"Range": f"bytes={self._done}-", "If-Range": validator}
         with ask(self._opener, self._source, "GET", headers) as reply:
-            if known and (reply.status == 304 or (reply.status == 200 and _same(known, reply))):
-                return False
+            if asked and (reply.status == 304 or (reply.status == 200 and _same(asked, reply))):
+                return asked is not known
             total = self._begin(draft, reply)
             with self._cutoff.reading(reply.body):
                 self._read(draft, reply.body, total)
@@ -486,8 +511,14 @@ class Transfer:
         raise BesomError(f"{self._source.shown} cannot be fetched: the server answers {reply.status}.")
 
     def _read(self, draft: Draft, body: Any, total: int) -> None:
+        since, before = self._clock(), self._done
         while total < 0 or self._done < total:
             self._cutoff.check()
+            if (past := self._clock() - since) >= _CRAWL_S:
+                if self._done - before < _CRAWL_BYTES:
+                    came = f"{self._done - before} bytes in {format_duration(round(past))}"
+                    raise _Crawl(f"the server sent no more than {came}")
+                since, before = self._clock(), self._done
             # read1 hands on what is there, so that what came before a loss is not lost.
             block = body.read1(BLOCK if total < 0 else min(BLOCK, total - self._done))
             if not block:

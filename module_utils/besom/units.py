@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -135,8 +136,10 @@ def printable(path: str | bytes) -> str:
     name = os.fsdecode(path)
     if name.isprintable() and "\\" not in name:
         return name
-    text = os.fsencode(name).decode("utf-8", "surrogateescape")
-    return "".join(map(_escape, text))
+    with suppress(UnicodeEncodeError):
+        # Where the file system's encoding is ASCII, all that is not comes as single bytes.
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return "".join(map(_escape, name))
 
 
 def _escape(char: str) -> str:
@@ -144,7 +147,17 @@ def _escape(char: str) -> str:
         return "\\\\"
     if char.isprintable():
         return char
-    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+    # JSON can hold other halves of characters, which no name of a file can.
+    how = "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", how))
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name or path of a file here: it encodes, and holds no NUL byte."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _quoted(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Callable
 from .answer import require_answer
 from .errors import UsageError
 from .mounts import mnt_id
-from .units import printable
+from .units import is_name, printable
 
 _MAX_LINKS = 40
 # on_link(name, descriptor of the link, descriptor of its directory, whether it is the last component)
@@ -33,7 +33,7 @@ def walk(path: str, on_link: OnLink = follow) -> int:
     NoAnswer for a mount on the way (or at the end) that does not answer, OSError as open(2) does.
     """
     shown = printable(path)
-    if "\0" in path or not path.startswith("/"):
+    if not is_name(path) or not path.startswith("/"):
         raise UsageError(f"{shown} is not an absolute path.")
     todo = components(path)
     if len(todo) > 2000:

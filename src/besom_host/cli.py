@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from besom import __version__
@@ -279,6 +280,9 @@ def main(argv: Sequence[str] | None = None, noted: Sequence[int] = ()) -> int:
 
     noted: signals that came before this; looked at once their handlers are replaced.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What the locale cannot show is shown by its number, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     shutdown = Shutdown().listen()
     for signum in noted:
         shutdown.request(signum)

@@ -13,7 +13,7 @@ from besom.artifacts import Artifact, Common, read_artifacts
 from besom.errors import UsageError
 from besom.policy import read_mapping
 from besom.transfer import read_headers
-from besom.units import printable
+from besom.units import is_name, printable
 
 KEYS = ("store", "artifacts", "headers", "url_username", "url_password", "force_basic_auth")
 # Aliases of YAML can stand for more than any memory holds.
@@ -33,7 +33,7 @@ def read_manifest(path: str, allow_weak: bool = False) -> Manifest:
     where = f"{printable(path)}: "
     values = read_mapping(_parse(path), where, KEYS)
     store = values.get("store")
-    if not isinstance(store, str) or not store or "\0" in store:
+    if not isinstance(store, str) or not store or not is_name(store):
         raise UsageError(f"{where}store: name a configured store, or a directory (with a slash).")
     if "/" in store:
         store = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), store))

@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -96,11 +98,11 @@ class Transfers:
         self._bytes: dict[str, tuple[int, int]] = {}
 
     def __call__(self, dest: str, what: str, done: int, total: int) -> None:
-        if what == "fetched" and self._lines:
-            print(f"Fetched {printable(dest)} ({format_size(done)}).", flush=True)
-        if not self._terminal:
-            return
-        with self._guard:
+        with self._guard, self._going_quiet():
+            if what == "fetched" and self._lines:
+                print(f"Fetched {printable(dest)} ({format_size(done)}).", flush=True)
+            if not self._terminal:
+                return
             if what == "fetching":
                 self._moving.add(dest)
                 self._bytes[dest] = (done, total)
@@ -109,8 +111,16 @@ class Transfers:
             if self._bar is not None:
                 self._draw(dest)
 
+    @contextmanager
+    def _going_quiet(self) -> Iterator[None]:
+        """Say nothing more where nobody reads it: the work is not to end for that."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._terminal = self._lines = False
+
     def _begin(self) -> None:
-        with self._guard:
+        with self._guard, self._going_quiet():
             if not self._terminal:
                 return
             self._open()
@@ -152,7 +162,7 @@ class Transfers:
 
     def __exit__(self, *_exception: object) -> None:
         self._timer.cancel()
-        with self._guard:
+        with self._guard, self._going_quiet():
             self._terminal = False
             if self._bar is not None:
                 self._bar.stop()

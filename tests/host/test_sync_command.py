@@ -119,6 +119,25 @@ def test_a_line_for_each_that_is_through_and_none_when_nothing_is(scene: Scene) 
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
+def test_a_reader_that_goes_away_does_not_end_the_transfers(scene: Scene) -> None:
+    for number in range(20):
+        scene.add(str(number), CONTENT[:1000])
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [COMMAND, "sync", scene.manifest],
+        env={**os.environ, "BESOM_CONFIG": os.devnull},
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert scene.files == sorted(str(number) for number in range(20))
+
+
 def test_on_a_terminal_there_is_a_bar_for_each_and_one_for_all(scene: Scene) -> None:
     scene.stalling("one")
     scene.add("two")
@@ -188,7 +207,7 @@ def test_a_store_may_be_named_and_the_manifest_yaml(scene: Scene) -> None:
     config.write_text(f"stores: [{{name: files, path: {scene.store}, layout: files, max_age: 1d}}]\n")
     manifest = scene.path / "manifest.yml"
     (one,) = scene.artifacts
-    manifest.write_text(f"store: files\nartifacts:\n- url: {one['url']}\n  dest: one\n  mode: 0600\n")
+    manifest.write_text(f"store: files\nartifacts:\n- url: {one['url']}\n  dest: one\n  mode: '0600'\n")
     subprocess.run([COMMAND, "sync", manifest, "--config", config], check=True, timeout=PATIENCE_S)
     assert (scene.store / "one").stat().st_mode & 0o777 == 0o600
 

@@ -426,3 +426,19 @@ def test_sync_of_a_directory_says_which_failed(place: Place, monkeypatch: pytest
     refuse(monkeypatch, "fsync", busy(errno.EIO))
     with pytest.raises(BesomError, match=f"{place.path} cannot be brought to the disk"):
         sync_directory(*place.at)
+
+
+@pytest.mark.root
+def test_a_new_version_keeps_the_group_and_the_mode(place: Place) -> None:
+    file = place.file("a", b"old")
+    os.chown(file, 0, 12345)
+    file.chmod(0o640)
+    with draft(*place.at, "a") as one:
+        one.write(b"new")
+        one.publish()
+    st = file.stat()
+    assert (st.st_gid, st.st_mode & 0o777) == (12345, 0o640)
+    os.chown(file, 1, 12345)
+    with draft(*place.at, "a") as one:
+        one.publish()
+    assert file.stat().st_gid != 12345

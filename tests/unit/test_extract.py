@@ -426,11 +426,19 @@ def test_an_xz_that_wants_too_much_memory_is_refused(box: Box) -> None:
     box.refused(bytes(data), "damaged")
 
 
+def test_a_zip_with_too_many_entries_is_refused_before_it_is_read_whatever_it_tells(box: Box) -> None:
+    data = bytearray(zipped(*((f"{i}", b"") for i in range(40))))
+    end = data.index(b"PK\5\6")
+    data[end + 8 : end + 12] = struct.pack("<HH", 1, 1)
+    box.refused(bytes(data), "more than 20 entries", limits=Limits(entries=20))
+    assert box.tree() == {}
+
+
 def test_a_zip_with_too_long_a_table_of_contents_is_refused(box: Box) -> None:
     data = bytearray(zipped(("a", b"x")))
     end = data.index(b"PK\5\6")
     size, offset = struct.unpack("<II", data[end + 12 : end + 20])
-    table = 65 * 1024**2
+    table = 33 * 1024**2
     data[end:end] = bytes(table)
     data[end + table + 12 : end + table + 20] = struct.pack("<II", size + table, offset)
     box.refused(bytes(data), "too long a table of contents")

@@ -210,3 +210,23 @@ def test_anything_else_is_refused_in_one_line(url: Any) -> None:
 def test_what_is_shown_of_a_url_holds_no_secret(url: str) -> None:
     assert "secret" not in redact(url)
     assert redact(url).endswith("//h/p")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"http://user:the{char}secret@h/x" for char in "/#? \n"),
+        *("ftp://user:secret@h/x", "http:/user:sec/secret@h", "user:/secret@h", "http://[x:secret@h"),
+    ],
+)
+def test_a_password_is_not_shown_of_what_is_no_url_either(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_url(url)
+    assert "secret" not in str(caught.value)
+    assert "the" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://h/\udcff", "http://\ud800/"])
+def test_a_url_that_is_no_text_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="is not an http or https URL"):
+        check_url(url)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -300,7 +301,7 @@ def test_what_is_in_the_way_is_said_before_anything_is_fetched(
     assert mirror.asked == []
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".besom-trash-0123456789abcdef", "x" * 230])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "\ud800", ".besom-trash-0123456789abcdef", "x" * 230])
 def test_a_name_that_cannot_be_is_refused(place: Place, name: str) -> None:
     with pytest.raises(UsageError):
         install(InstallRequest(str(place.path), name), place.run(), OPENER)
@@ -363,6 +364,47 @@ def test_there_has_to_be_room_for_the_archive_and_its_content(mirror: Mirror, pl
     assert "The size of" in report.warnings[0]
 
 
+@pytest.mark.root
+def test_what_killed_runs_have_left_is_no_lack_of_space(
+    mirror: Mirror, place: Place, mount: Callable[..., None]
+) -> None:
+    mount("-t", "tmpfs", "-o", "size=2m", "none", place.path)
+    file = mirror.add("/app.tgz", app("1", large=os.urandom(300_000)))
+    (place.path / ".temp-app-0123456789abcdef").mkdir()
+    (place.path / ".temp-app-0123456789abcdef/large").write_bytes(bytes(900_000))
+    # Nobody knows where this one comes from; it is used as it is, or emptied.
+    (place.path / ".app.0123456789abcdef.part").write_bytes(bytes(800_000))
+    report = predicts(place, file=file)
+    assert report.action == "installed"
+    assert place.names == ["app"]
+
+
+def test_what_fails_after_the_tree_is_in_place_is_told_with_that(
+    mirror: Mirror, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.install(mirror.add("/app.tgz", ONE))
+
+    def full(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = mirror.add("/app.tgz", TWO)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "symlink", full)
+        report = place.install(file, current="live")
+    assert (report.changed, report.action, report.switched) == (True, "upgraded", False)
+    assert report.to_dict()["checksum"] == file.checksum
+    assert "was upgraded, but then: " in report.failures.items[0]["reason"]
+    assert "No space left on device" in report.failures.items[0]["reason"]
+    # The next run finishes it.
+    report = place.install(file, current="live")
+    assert (report.action, report.switched, report.failures.total, place.names) == (
+        "",
+        True,
+        0,
+        ["app", "live"],
+    )
+
+
 def test_a_held_directory_is_waited_for_only_when_the_tree_is_ready(
     mirror: Mirror, place: Place, hold: Callable[..., Any]
 ) -> None:
@@ -399,6 +441,29 @@ def test_a_signal_cuts_the_transfer_and_leaves_nothing(mirror: Mirror, place: Pl
     with pytest.raises(Interrupted) as error:
         place.install(file, place.run(shutdown=shutdown))
     stopper.join()
+    release.set()
+    assert error.value.status == 143
+    assert place.names == []
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_signal_leaves_a_server_behind_that_does_not_answer(
+    mirror: Mirror, place: Place, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("besom.install._GRACE_S", 0.1)
+    mirror.add("/app.tgz", ONE)
+    release, shutdown = threading.Event(), Shutdown()
+
+    def opener(url: str, **request: Any) -> Any:
+        if request["method"] == method:
+            shutdown.request(signal.SIGTERM)
+            release.wait(60)
+        return OPENER(url, **request)
+
+    source = read_source(f"{mirror.url}/app.tgz")
+    with pytest.raises(Interrupted) as error:
+        install(InstallRequest(str(place.path), "app", source), place.run(shutdown=shutdown), opener)
+    assert not release.is_set()
     release.set()
     assert error.value.status == 143
     assert place.names == []

@@ -15,10 +15,12 @@ import pytest
 from tests.host.mirror import PATIENCE_S, Mirror, Status, serve, stalled
 
 from besom.artifacts import read_artifacts
-from besom.durable import draft
+from besom.durable import Draft, draft
 from besom.errors import LockHeld, NoSpace, UsageError
 from besom.fetch import plain_opener
-from besom.run import Run
+from besom.housekeep import Outcome
+from besom.preflight import Need, Verdict
+from besom.run import Forecast, Run
 from besom.shutdown import Shutdown
 from besom.sync import SyncReport, SyncRequest, sync
 from besom.units import Share
@@ -213,7 +215,7 @@ def test_an_unknown_size_is_a_warning(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "dest", ["../out", "/etc/x", "a/../../out", "", "a/", ".", "a\0b", ".x.0123456789abcdef.part"]
+    "dest", ["../out", "/etc/x", "a/../../out", "", "a/", ".", "a\0b", "\ud800", ".x.0123456789abcdef.part"]
 )
 def test_a_dest_outside_is_refused(dest: str) -> None:
     with pytest.raises(UsageError, match="dest"):
@@ -248,7 +250,7 @@ def test_owner_and_mode_are_set_and_kept(scene: Scene) -> None:
     scene.sync()
     assert stat.S_IMODE(scene.path("one").stat().st_mode) == 0o750
     assert not scene.sync().changed
-    scene.artifacts[0]["mode"] = 0o640
+    scene.artifacts[0]["mode"] = "0640"
     for dry_run in (True, False):
         report = scene.sync(dry_run=dry_run)
         assert dests(report.adjusted) == ["one"]
@@ -262,6 +264,46 @@ def test_owner_and_mode_are_set_and_kept(scene: Scene) -> None:
     assert stat.S_IMODE(scene.path("one").stat().st_mode) == 0o640
 
 
+def test_only_what_was_verified_gets_a_mode(scene: Scene, tmp_path: Path) -> None:
+    """A link to it elsewhere, and what another puts in its place meanwhile, stay as they are."""
+    scene.add("one")
+    scene.sync()
+    linked, strange = tmp_path / "linked", tmp_path / "strange"
+    os.link(scene.path("one"), linked)
+    strange.write_bytes(CONTENT[::-1])
+    before = linked.stat()
+    fd = os.open(scene.store, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def swap(_message: str) -> None:
+        scene.path("one").unlink()
+        os.link(strange, scene.path("one"))
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+    scene.artifacts[0]["mode"] = "0751"
+    request = SyncRequest(str(scene.store), read_artifacts(scene.artifacts), OPENER)
+    report = sync(request, Run(waiting=swap))
+    os.close(fd)
+    assert dests(report.adjusted) == ["one"]
+    assert scene.path("one").read_bytes() == CONTENT
+    after = scene.path("one").stat()
+    assert stat.S_IMODE(after.st_mode) == 0o751
+    assert after.st_mtime_ns == before.st_mtime_ns
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (linked, strange)} == {stat.S_IMODE(before.st_mode)}
+
+
+@pytest.mark.root
+def test_an_owner_without_a_checksum_costs_one_304(scene: Scene, xattrs: None) -> None:
+    scene.add("one", checked=False)
+    scene.artifacts[0]["owner"] = "daemon"
+    assert scene.sync().fetched.total == 1
+    assert not scene.sync().changed
+    assert scene.counts == {"HEAD": 1}
+    scene.artifacts[0]["owner"] = "root"
+    # Who owns it may have written to it.
+    assert scene.sync().fetched.total == 1
+
+
 @pytest.mark.root
 def test_an_owner_is_set(scene: Scene) -> None:
     scene.add("one")
@@ -273,7 +315,8 @@ def test_an_owner_is_set(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("mode", "999"), ("mode", 70000), ("mode", True), ("owner", "nobody knows")]
+    ("key", "value"),
+    [("mode", "999"), ("mode", 0o644), ("mode", 70000), ("mode", True), ("owner", "nobody knows")],
 )
 def test_an_attribute_that_is_none(key: str, value: Any) -> None:
     with pytest.raises(UsageError, match=key):
@@ -302,7 +345,24 @@ def test_a_store_that_others_hold_gets_nothing_published(scene: Scene) -> None:
     os.close(fd)
     assert isinstance(report.held[0], LockHeld)
     assert dests(report.not_done) == ["one"]
-    assert scene.files == []
+    assert "one" not in scene.files
+
+
+def test_a_held_store_is_waited_for_once_and_nothing_is_fetched_in_vain(scene: Scene, xattrs: None) -> None:
+    for number in range(20):
+        scene.add(str(number))
+    fd = os.open(scene.store, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    report = scene.sync(parallel=1)
+    os.close(fd)
+    assert len(report.held) == 1
+    assert not report.interrupted
+    assert report.not_done.total == 20
+    there = scene.counts["GET"]
+    assert 0 < there < 20
+    assert scene.sync().fetched.total == 20
+    assert scene.counts["GET"] == 20 - there
+    assert len(scene.files) == 20
 
 
 def test_a_second_refresh_waits_and_then_has_nothing_to_fetch(scene: Scene) -> None:
@@ -381,15 +441,14 @@ def test_orphans_go_at_the_start_and_those_of_living_writers_stay(scene: Scene) 
 
 def interrupted(scene: Scene, signals: int, drain_timeout: float, until: threading.Event) -> SyncReport:
     """A sync of three with two at a time, that hears signals while both wait for the mirror."""
-    for number in range(2):
+    for number in range(3):
         scene.add(str(number), vices=[stalled(10, until)])
-    scene.add("2")
     run = Run(shutdown=Shutdown())
     scene.mirror.asked.clear()
 
     def hear() -> None:
-        for number in range(2):
-            scene.mirror.wait_for(f"/{number}")
+        with scene.mirror.changed:
+            scene.mirror.changed.wait_for(lambda: scene.mirror.counts["GET"] == 2, PATIENCE_S)
         for _ in range(signals):
             run.shutdown.request(signal.SIGINT)
         if signals == 1 and drain_timeout:
@@ -406,8 +465,8 @@ def interrupted(scene: Scene, signals: int, drain_timeout: float, until: threadi
 def test_with_a_signal_what_is_in_flight_is_finished_and_no_more(scene: Scene) -> None:
     report = interrupted(scene, 1, PATIENCE_S, threading.Event())
     assert report.interrupted
-    assert dests(report.fetched) == scene.files == ["0", "1"]
-    assert dests(report.not_done) == ["2"]
+    assert dests(report.fetched) == scene.files
+    assert (report.fetched.total, report.not_done.total) == (2, 1)
 
 
 @pytest.mark.parametrize(("signals", "drain_timeout"), [(2, PATIENCE_S), (1, 0.0)])
@@ -452,6 +511,57 @@ def test_what_hangs_before_an_answer_is_left_behind_without_its_temp(
         if left.name.startswith("besom-"):
             left.join(PATIENCE_S)
     assert scene.files == []
+
+
+def test_an_error_that_nobody_foresaw_leaves_no_temp(scene: Scene) -> None:
+    until = threading.Event()
+    scene.add("one")
+    scene.add("two", vices=[stalled(10, until)])
+
+    def watch(dest: str, what: str, done: int, total: int) -> None:
+        if what == "fetched":
+            scene.mirror.wait_for("/two")
+            raise BrokenPipeError
+
+    request = SyncRequest(str(scene.store), read_artifacts(scene.artifacts), OPENER)
+    scene.mirror.asked.clear()
+    with pytest.raises(BrokenPipeError):
+        sync(request, Run(), watch)
+    until.set()
+    assert scene.files == ["one"]
+
+
+def test_a_disk_that_is_full_on_the_way_is_status_3(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: Draft, content: bytes) -> None:
+        raise NoSpace("There is no room.")
+
+    monkeypatch.setattr(Draft, "write", write)
+    scene.add("one")
+    outcome = Outcome([scene.sync()])
+    assert outcome.status == 3
+    assert outcome.messages == ["one failed: There is no room."]
+    assert scene.files == []
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_the_gate_counts_what_orphans_give_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    def gate(needs: list[Need], *_arguments: object, forecast: Forecast) -> Verdict:
+        seen.append((needs[0].size, sum(forecast.freed.values()), scene.files))
+        return Verdict()
+
+    monkeypatch.setattr("besom.sync.preflight", gate)
+    seen: list[Any] = []
+    scene.add("one")
+    mine, other = (f".{name}.0123456789abcdef.part" for name in ("one", "other"))
+    for part in (mine, other):
+        scene.path(part).write_bytes(CONTENT[:8192])
+        scene.path(part).chmod(0o600)
+    had, freed = (scene.path(part).stat().st_blocks * 512 for part in (mine, other))
+    scene.sync(dry_run=dry_run)
+    there = sorted([mine, other]) if dry_run else [mine]
+    assert seen == [(len(CONTENT) - had, freed if dry_run else 0, there)]
 
 
 def test_retries_are_told(scene: Scene) -> None:

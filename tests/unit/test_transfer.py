@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
+import http.client
+import itertools
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ from tests.host.mirror import Mirror, Status, reset, serve, stalled, then, trunc
 from besom.durable import Draft, adopt, draft, parts_of
 from besom.errors import BesomError, UsageError
 from besom.fetch import plain_opener
-from besom.origin import Origin, read_origin, write_origin
+from besom.origin import Origin, digest_of, read_origin, write_origin
 from besom.transfer import (
     Cut,
     Cutoff,
@@ -146,6 +149,74 @@ def test_a_lost_connection_is_taken_up_where_it_broke(mirror: Mirror, place: Pla
     assert place.transfer
     assert place.transfer.figures.retries == 2
     assert place.transfer.figures.bytes == len(CONTENT)
+
+
+def test_what_makes_progress_is_not_given_up(mirror: Mirror, place: Place) -> None:
+    mirror.add("/a", CONTENT, etag='"1"', vices=[truncated(100_000)] * 6)
+    place.fetch(read_source(f"{mirror.url}/a"), retries=1)
+    assert place.content == CONTENT
+
+
+def test_what_a_failing_server_has_sent_is_left_to_the_next_run(
+    mirror: Mirror, place: Place, xattrs: None
+) -> None:
+    mirror.add("/a", CONTENT, etag='"1"', vices=[truncated(100_000), Status(503), Status(503)])
+    source = read_source(f"{mirror.url}/a")
+    with pytest.raises(BesomError, match="answers 503"):
+        place.fetch(source, retries=1)
+    with place.adopted() as one:
+        place.go_on(one, source)
+    assert place.content == CONTENT
+    assert mirror.asked[-1].range == "bytes=100000-"
+    assert place.names == ["file"]
+
+
+class Body:
+    """A body that comes byte by byte."""
+
+    status = 200
+    headers: dict[str, str] = {"Content-Length": "1000000"}  # noqa: RUF012
+
+    def read1(self, size: int) -> bytes:
+        return b"x"
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_what_crawls_is_given_up(place: Place) -> None:
+    clock = itertools.count(0, 20).__next__
+    source = read_source("http://host/a")
+    with pytest.raises(BesomError, match=r"no more than 2 bytes in 60s \(2 times\)"):
+        place.fetch(source, opener=lambda *args, **more: Body(), clock=clock, retries=1)
+
+
+def test_the_length_of_a_chunked_body_is_not_what_a_header_says(place: Place) -> None:
+    def opener(url: str, method: str, headers: dict[str, str]) -> Any:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n")
+            theirs.sendall(b"6\r\nabcdef\r\n0\r\n\r\n")
+        with ours:
+            response = http.client.HTTPResponse(ours)
+            response.begin()
+        return response
+
+    place.fetch(read_source("http://host/a"), opener=opener)
+    assert place.content == b"abcdef"
+
+
+@pytest.mark.parametrize("etag", ['"1"', '"2"'])
+def test_a_whole_orphan_without_a_checksum_is_asked_for(
+    mirror: Mirror, place: Place, xattrs: None, etag: str
+) -> None:
+    mirror.add("/a", CONTENT, etag=etag)
+    source = read_source(f"{mirror.url}/a")
+    place.leave(CONTENT[::-1], Origin(digest_of(source.url), '"1"', "", True, len(CONTENT)))
+    with place.adopted() as one:
+        place.go_on(one, source)
+    assert place.content == (CONTENT[::-1] if etag == '"1"' else CONTENT)
+    assert [one.headers["if-none-match"] for one in mirror.asked] == ['"1"']
 
 
 def test_a_reset_is_tried_again(mirror: Mirror, place: Place) -> None:
@@ -374,18 +445,30 @@ def test_a_redirect_leads_nowhere_else(mirror: Mirror, place: Place, location: s
     assert place.names == []
 
 
-def test_https_leads_to_no_http(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("http://example.com/a", "which is not encrypted"),
+        ("http://[x/", r"redirects to http://\[x/, which is no"),
+    ],
+)
+def test_https_leads_to_no_http(place: Place, location: str, message: str) -> None:
     def opener(url: str, method: str, headers: dict[str, str]) -> Any:
         import io
         from email.message import Message
         from urllib.error import HTTPError
 
         told = Message()
-        told["Location"] = "http://example.com/a"
-        raise HTTPError(url, 302, "Found", told, io.BytesIO())
+        told["Location"] = location
+        raise HTTPError(url, 308, "Found", told, io.BytesIO())
 
-    with pytest.raises(BesomError, match="which is not encrypted"):
+    with pytest.raises(BesomError, match=message):
         place.fetch(read_source("https://example.com/a"), opener=opener)
+
+
+def test_a_login_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UsageError, match="the user name or password is no text"):
+        read_source("http://host/", username="\ud800")
 
 
 @pytest.mark.parametrize("value", ["sha256:" + "a" * 63, "sha256:" + "g" * 64, "a" * 64, None, "crc:00", ""])
@@ -423,6 +506,16 @@ def test_an_origin_vouches_for_the_very_file_only(tmp_path: Path) -> None:
     assert not origin.vouches(file.stat())
     os.utime(file, ns=(0, st.st_mtime_ns))
     assert origin.vouches(file.stat())
+
+
+@pytest.mark.root
+def test_an_origin_vouches_for_another_s_file_only_where_that_is_meant(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    os.chown(file, 1, -1)
+    with file.open("r+b") as stream:
+        origin = Origin("x").of_file(stream.fileno(), "sha256:00")
+    assert [origin.vouches(file.stat(), owner) for owner in (None, 1, 2)] == [False, True, False]
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b'{"source": 1}', b"\xff", b"[" * 2000], ids=lambda raw: raw[:3])

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from besom.errors import UsageError
@@ -13,6 +15,7 @@ from besom.units import (
     Share,
     format_duration,
     format_size,
+    is_name,
     parse_count,
     parse_duration,
     parse_factor,
@@ -186,6 +189,7 @@ NAMES = st.one_of(
 )
 
 
+@settings(max_examples=40)
 @given(NAMES, NAMES)
 @example(b"\xff", b"\\xff")
 @example("é".encode(), "é".encode("latin-1"))
@@ -209,6 +213,26 @@ def test_a_name_is_one_line_of_plain_text_that_turns_back_into_it(name: bytes) -
     ]
     assert b"".join(back) == name
     assert printable(os.fsdecode(name)) == text
+
+
+def test_half_a_character_of_json_is_shown_and_is_no_name() -> None:
+    assert printable("a\ud800\udfff") == r"a\xed\xa0\x80\xed\xbf\xbf"
+    assert [is_name(text) for text in ("a", "\udcff", "\ud800", "a\0")] == [True, True, False, False]
+
+
+def test_names_are_shown_the_same_where_the_encoding_is_ascii() -> None:
+    code = (
+        "import os; from besom.units import is_name, printable; "
+        "print(ascii([printable(os.fsdecode(b'\\xc3\\xa9\\xff')), printable('\\xe9\\n'), is_name('\\xe9')]))"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **locale, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stdout.decode().strip() == ascii(["é\\xff", "é\\x0a", False])
 
 
 def test_ordinary_names_are_shown_as_they_are() -> None:
