@@ -200,7 +200,7 @@ def test_a_store_without_the_url_of_its_redis_is_left_alone(host: Host) -> None:
     for words in (("prune", "shared"), ("prune", "shared", "--dry-run"), ("config", "check")):
         refused = host.besom(*words)
         assert refused.status == 2
-        assert "line 5: stores: shared: lock_backend: redis needs redis_url, or" in refused.stderr
+        assert "stores: shared: lock_backend: redis needs redis_url, or" in refused.stderr
 
 
 def test_a_redis_that_is_silent_is_given_up_soon_and_a_signal_is_heard(host: Host) -> None:
