@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, TypeVar
 
@@ -417,8 +417,7 @@ class _Install:
         (report.failures if removal.failed else report.kept).add(removal.blocked.path, removal.blocked.reason)
         return False
 
-    @contextmanager
-    def _part(self) -> Iterator[tuple[Draft, bool]]:
+    def _part(self) -> AbstractContextManager[tuple[Draft, bool]]:
         """The draft of the archive, and whether another install of the name was waited for.
 
         It may be that of a killed run, to go on with.
@@ -430,8 +429,7 @@ class _Install:
             run.shutdown.check(f"waiting for another install of {printable(self._report.path)}")
 
         options = (run.lock_timeout, run.lock_option, run.waiting, pause)
-        with claim(root.fd, root.path, self._request.name, self._report.renames, *options) as claimed:
-            yield claimed
+        return claim(root.fd, root.path, self._request.name, self._report.renames, *options)
 
     def _fetch(self, source: Source, part: Draft, known: Origin | None) -> Origin | None:
         """Fetch the archive into part; None: the server says that it is the known one."""

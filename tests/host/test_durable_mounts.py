@@ -13,6 +13,7 @@ import pytest
 from besom import durable_tree
 from besom.durable import draft, write_durably
 from besom.durable_tree import remove_orphans, tree_draft
+from besom.installed import old_name, read_state, remove_left_links
 from besom.inventory import Inventory, read_files, read_trees
 from besom.root import Root
 from besom.run import Run
@@ -103,3 +104,15 @@ def test_a_store_is_seen_as_it_is_and_not_as_it_was_when_it_was_opened(
     with Root(str(path)) as root:
         (path / "entry").touch() if read is read_files else (path / "entry").mkdir()
         assert read(root, Run()).entries == 1
+
+
+def test_what_came_beside_a_tree_is_seen_as_well(mounted: Callable[[str], Path]) -> None:
+    path = mounted("btrfs") / "store"
+    path.mkdir()
+    old = old_name("app", 0)
+    with Root(str(path)) as root:
+        (path / old).mkdir()
+        (path / ".besom-link-0123456789abcdef").symlink_to("app")
+        assert read_state(root, "app").old == (old,)
+        remove_left_links(root)
+    assert os.listdir(path) == [old]
