@@ -64,8 +64,9 @@ options:
         type: str
       mode:
         description:
-          - The permissions, in quotes and octal, such as C("0644").
+          - The permissions, in quotes and octal, such as C("0644"). A number is refused.
           - Without it a file keeps the mode of the one it replaces, and a new one gets what the umask leaves.
+          - A file with the right content and another owner, group or mode is replaced by a copy.
         type: raw
   parallel:
     description: Transfers at a time.
@@ -87,7 +88,8 @@ options:
   full_check:
     description:
       - Read what is there already to verify it.
-      - Otherwise a file that has the size, mtime and inode with which it was fetched is trusted, unless another user owns it or may write to it.
+      - Otherwise a file that has the size, mtime and inode with which it was fetched is trusted, unless a user owns it, or may write to it, who is neither this one nor, without a checksum, the O(artifacts[].owner).
+      - Without a checksum, and from a server that gives neither ETag nor date, check mode may predict a fetch that turns out to change nothing.
     type: bool
     default: false
   allow_weak_checksum:
