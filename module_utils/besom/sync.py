@@ -509,7 +509,7 @@ def _holds(
     fd: int, checksum: str, cutoff: Cutoff, copy: Callable[[bytes], None] = lambda block: None
 ) -> bool:
     """Whether the file has this checksum; copy is given what is read."""
-    algorithm, _, wanted = checksum.partition(":")
+    algorithm, _colon, wanted = checksum.partition(":")
     digest = hashlib.new(algorithm)
     os.lseek(fd, 0, os.SEEK_SET)
     while block := os.read(fd, BLOCK):

@@ -55,7 +55,7 @@ class Checksum:
 
 def read_checksum(value: Any, name: str = "checksum", allow_weak: bool = False) -> Checksum:
     """A checksum in the form ALGORITHM:HEX. Raises UsageError, also for a weak one unless that is allowed."""
-    algorithm, _, digest = (value if isinstance(value, str) else "").strip().lower().partition(":")
+    algorithm, _colon, digest = (value if isinstance(value, str) else "").strip().lower().partition(":")
     if algorithm in WEAK and not allow_weak:
         raise UsageError(
             f"{name}: {algorithm} can be forged; give a sha256, or allow that with allow_weak_checksum."
@@ -122,7 +122,7 @@ def read_source(
     userinfo, at, host = parts.netloc.rpartition("@")
     if at:
         url = parts._replace(netloc=host).geturl()
-        username, _, password = (urllib.parse.unquote(word) for word in userinfo.partition(":"))
+        username, _colon, password = (urllib.parse.unquote(word) for word in userinfo.partition(":"))
     try:
         login = base64.b64encode(f"{username}:{password}".encode()).decode() if username else ""
     except UnicodeError:
