@@ -11,10 +11,10 @@ module: artifact_sync
 short_description: Fetch files into a store, in parallel, verified, and published whole
 description:
   - Fetches what is missing or has changed, several files at a time, in one task.
-  - A file with a checksum that is there and verified is left alone without asking any server; one without
-    is asked for with its ETag or date, which costs one short answer.
-  - What is fetched goes to a locked temp beside its place, is verified, brought to the disk and renamed, so a reader
-    sees the old file or the new one, whole, through crashes and power cuts.
+  - A file with a checksum that is there and verified is left alone without asking any server.
+  - One without is asked for with its ETag or date, which costs one short answer.
+  - What is fetched goes to a locked temp beside its place, is verified, brought to the disk and renamed.
+  - So a reader sees the old file or the new one, whole, through crashes and power cuts.
   - A broken connection is taken up where it broke, where the server allows it. Two refreshes of one file at once fetch it once.
   - The writer lock of the store is held for publication only, never while a mirror is slow.
   - A file's mtime is the time it was fetched, so that a store pruned by age keeps what is new in it.
@@ -66,8 +66,9 @@ options:
         type: str
       mode:
         description:
-          - The permissions, in quotes and octal, such as C("0644").
+          - The permissions, in quotes and octal, such as C("0644"). A number is refused.
           - Without it a file keeps the mode of the one it replaces, and a new one gets what the umask leaves.
+          - A file with the right content and another owner, group or mode is replaced by a copy.
         type: raw
   parallel:
     description: Transfers at a time.
@@ -89,7 +90,8 @@ options:
   full_check:
     description:
       - Read what is there already to verify it.
-      - Otherwise a file that has the size, mtime and inode with which it was fetched is trusted, unless another user owns it or may write to it.
+      - Otherwise a file that has the size, mtime and inode with which it was fetched is trusted, unless a user owns it, or may write to it, who is neither this one nor, without a checksum, the O(artifacts[].owner).
+      - Without a checksum, and from a server that gives neither ETag nor date, check mode may predict a fetch that turns out to change nothing.
     type: bool
     default: false
   allow_weak_checksum:

@@ -180,8 +180,8 @@ class Draft:
                 try:
                     if group and old.st_gid != st.st_gid:
                         os.fchown(self.fd, -1, old.st_gid)
-                except PermissionError:
-                    # What that group could do, another can only where everybody can.
+                except OSError:
+                    # Not this user's to give. What that group could do, another can only where everybody can.
                     mode = mode & 0o707 | (mode & 0o007) << 3
         return mode
 
