@@ -11,10 +11,10 @@ module: artifact_sync
 short_description: Fetch files into a store, in parallel, verified, and published whole
 description:
   - Fetches what is missing or has changed, several files at a time, in one task.
-  - A file with a checksum that is there and verified is left alone, and no server is asked.
-  - One without a checksum is asked for with its ETag or date, which costs one short answer.
+  - A file with a checksum that is there and verified is left alone without asking any server.
+  - One without is asked for with its ETag or date, which costs one short answer.
   - What is fetched goes to a locked temp beside its place, is verified, brought to the disk and renamed.
-  - A reader sees the old file or the new one, whole, through crashes and power cuts.
+  - So a reader sees the old file or the new one, whole, through crashes and power cuts.
   - A broken connection is taken up where it broke, where the server allows it. Two refreshes of one file at once fetch it once.
   - The writer lock of the store is held for publication only, never while a mirror is slow.
   - A file's mtime is the time it was fetched, so that a store pruned by age keeps what is new in it.

@@ -20,12 +20,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .command_line import command_of
 from .errors import BesomError, LockHeld, UsageError
 from .units import printable
 
 NAME = ".besom-owner"
-# Owner files and claims: never an entry of any layout, never counted, never removed with one.
-OWNED = re.compile(r"\.besom-owner(\.[0-9a-f]{16})?")
+# Owner files, claims, and those being written: never an entry of any layout, never counted, nor removed.
+OWNED = re.compile(r"\.besom-owner(\.[0-9a-f]{16}(\.new)?)?")
 # The pid namespace that a host itself boots with (PROC_PID_INIT_INO of include/linux/proc_ns.h).
 INITIAL = "pid:[4026531836]"
 UNREADABLE = f"an owner that cannot be read in {NAME}"
@@ -35,6 +36,12 @@ _LONGEST = 4096
 _MOST_CLAIMS = 8
 # How often a holder looks whether the file is still its own, in seconds.
 _LOOK_S = 1.0
+# How long a server that answers with an error is asked again for the end of a lock, in seconds.
+_GIVING_UP_S = (0.05, 0.2, 0.0)
+# What a file system without hard links says to link(2).
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL)
+# The ids under which this process has files, or is about to have them: any other of its own was left behind.
+_held: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Owner:
     command: str
     since: float
     id: str
+    time_namespace: str = ""
 
     @classmethod
     def current(cls) -> Owner:
@@ -64,9 +72,10 @@ class Owner:
             pid_namespace=_namespace(),
             pid=os.getpid(),
             start_token=_start_token(os.getpid()),
-            command=os.fsdecode(_read_bytes("/proc/self/cmdline").replace(b"\0", b" ").strip())[:120],
+            command=_command(),
             since=time.time(),
             id=secrets.token_hex(8),
+            time_namespace=_namespace("time"),
         )
 
     def __str__(self) -> str:
@@ -88,6 +97,11 @@ class Owner:
             # A boot id is of one running kernel, whatever host names and containers say.
             if not self.pid_namespace or self.pid_namespace != here.pid_namespace:
                 return UNKNOWN
+            # Start tokens count from the boot as a time namespace has it, time_namespaces(7).
+            if self.time_namespace != here.time_namespace:
+                return UNKNOWN
+            if (self.pid, self.start_token) == (here.pid, here.start_token):
+                return ALIVE if self.id in _held else DEAD
             return _fate_of_process(self.pid, self.start_token)
         same_host = bool(self.host_id) and self.host_id == here.host_id
         # Containers of several machines may share image and name, hence also host_id: a boot of the host
@@ -108,19 +122,37 @@ def _read(path: str) -> str:
     return os.fsdecode(_read_bytes(path)).strip()
 
 
-def _namespace() -> str:
-    """The pid namespace of this process; empty where /proc shows those of another."""
+def _command() -> str:
+    try:
+        return command_of()
+    except OSError:
+        return ""
+
+
+def _namespace(kind: str = "pid") -> str:
+    """A namespace of this process; empty where /proc shows those of another, or the kernel has none."""
     try:
         same = os.readlink("/proc/self") == str(os.getpid())
-        return os.readlink("/proc/self/ns/pid") if same else ""
+        return os.readlink(f"/proc/self/ns/{kind}") if same else ""
     except OSError:
         return ""
 
 
 def _start_token(pid: int) -> str:
     """The start of a process in ticks since the boot (proc(5), stat field 22); empty when not readable."""
-    words = _read_bytes(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    return words[19].decode() if len(words) > 19 else ""
+    words = _stat(pid)
+    return words[19] if len(words) > 19 else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on, the state."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether the process has ended and its parent has not looked; not one of which other threads live."""
+    words = _stat(pid)
+    return len(words) > 17 and words[0] in ("Z", "X") and int(words[17]) <= 1
 
 
 def _fate_of_process(pid: int, start_token: str) -> str:
@@ -132,6 +164,8 @@ def _fate_of_process(pid: int, start_token: str) -> str:
         pass
     except OverflowError:
         return UNKNOWN
+    if _is_zombie(pid):
+        return DEAD
     # /proc may hide the processes of others (hidepid): what cannot be read proves nothing.
     found = _start_token(pid)
     if not found or not start_token:
@@ -157,13 +191,18 @@ class OwnerFile:
 
         Raises BesomError where it cannot be written.
         """
+        _held.add(self._mine.id)
         try:
-            return self._take(NAME, 0)
+            won = self._take(NAME, 0)
         except OSError as error:
+            _held.discard(self._mine.id)
             raise BesomError(
                 f"{printable(self._path)}: flock does not work here, and {NAME} cannot be written instead "
                 f"({error.strerror}); besom leaves this store alone."
             ) from error
+        if not won:
+            _held.discard(self._mine.id)
+        return won
 
     def prove(self) -> None:
         """Nothing: making a file exclusively is its own proof."""
@@ -182,29 +221,52 @@ class OwnerFile:
         now = time.monotonic()
         if not self._lost and now - self._looked >= _LOOK_S:
             self._looked = now
-            if not self._is_mine():
+            if not self._is_mine(NAME):
                 self._lost = f"{NAME} is not besom's own any more; somebody has broken the lock"
         return self._lost
 
     def release(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._is_mine():
-                os.unlink(NAME, dir_fd=self._fd)
+        self._give_up(NAME)
+        _held.discard(self._mine.id)
 
-    def _is_mine(self) -> bool:
+    def _give_up(self, name: str) -> None:
+        """Remove the file name if it is this lock's."""
+        for pause in _GIVING_UP_S:
+            try:
+                found = self._load(name)
+                if found is not None and found.id == self._mine.id:
+                    os.unlink(name, dir_fd=self._fd)
+                return
+            except FileNotFoundError:
+                return
+            except OSError:
+                time.sleep(pause)
+
+    def _is_mine(self, name: str) -> bool:
         try:
-            found = self.read()
+            found = self.read(name)
         except FileNotFoundError:
             return False
         return found is not None and found.id == self._mine.id
 
     def _take(self, name: str, depth: int) -> bool:
-        """Come to own the file name; False when another has it, who is noted."""
-        while not self._make(name):
+        """Come to own the file name; False when another has it, who is noted; nothing is left by an error."""
+        try:
+            return self._win(name, depth)
+        except BaseException:
+            self._give_up(name)
+            raise
+
+    def _win(self, name: str, depth: int) -> bool:
+        while True:
             try:
                 found = self._found = self.read(name)
             except FileNotFoundError:
-                continue  # given up just now
+                if self._make(name):
+                    return True
+                continue  # made just now
+            if found is not None and found.id == self._mine.id:
+                return True  # made, although the server of a network mount has said otherwise
             if found is None or found.fate(self._mine) != DEAD or depth > _MOST_CLAIMS:
                 return False
             claim = f"{NAME}.{found.id}"
@@ -212,34 +274,56 @@ class OwnerFile:
                 return False
             # Only who has the claim replaces the file of this id; it may have been replaced before that,
             # or a person may have broken both.
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 now = self.read(name)
                 if now is not None and now.id == found.id:
+                    self._remove(f"{claim}.new")
                     os.rename(claim, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
                     self._sync_directory()
                     return True
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(claim, dir_fd=self._fd)
-        return True
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                self._give_up(claim)
+                raise
+            self._remove(claim)
 
     def _make(self, name: str) -> bool:
-        """Make the file with this process as its owner, durably; False when there is one."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        """Make the file with this process as its owner, whole and durably; False when there is one."""
+        new = f"{NAME}.{self._mine.id}.new"
+        self._write(new)
         try:
-            fd = os.open(name, flags, 0o644, dir_fd=self._fd)
-        except FileExistsError:
-            return False
+            os.link(new, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except (FileExistsError, FileNotFoundError):
+            return False  # a person who breaks a lock removes new as well
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            try:
+                self._write(name)
+            except FileExistsError:
+                return False
+        finally:
+            self._remove(new)
+        self._sync_directory()
+        return True
+
+    def _write(self, name: str) -> None:
+        """Raises FileExistsError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o644, dir_fd=self._fd)
         try:
             with os.fdopen(fd, "wb") as stream:
                 stream.write(json.dumps(asdict(self._mine)).encode() + b"\n")
                 stream.flush()
                 os.fsync(fd)
-            self._sync_directory()
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=self._fd)
+        except BaseException:
+            self._remove(name)
             raise
-        return True
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=self._fd)
 
     def _sync_directory(self) -> None:
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
@@ -258,14 +342,22 @@ class OwnerFile:
         Raises FileNotFoundError.
         """
         try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with os.fdopen(os.open(name, flags, dir_fd=self._fd), "rb") as stream:
-                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                    return None
-                owner = Owner(**json.loads(stream.read(_LONGEST)))
+            return self._load(name)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, TypeError, RecursionError):
+        except OSError:
+            return None
+
+    def _load(self, name: str) -> Owner | None:
+        """As read(), but raises OSError where the file system does not say."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(name, flags, dir_fd=self._fd), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                return None
+            content = stream.read(_LONGEST)
+        try:
+            owner = Owner(**json.loads(content))
+        except (ValueError, TypeError, RecursionError):
             return None
         values: dict[str, Any] = asdict(owner)
         pid, since = values.pop("pid"), values.pop("since")
@@ -287,8 +379,8 @@ class OwnerFile:
             return None
         return owner, UNKNOWN if owner is None else owner.fate(self._mine)
 
-    def breakable(self) -> str:
-        """Whose lock a person could break here, in words.
+    def breakable(self) -> tuple[str, str]:
+        """Whose lock a person could break here, in words, and its id; empty if it cannot be read.
 
         Raises UsageError when there is no file, LockHeld when its owner is seen to live on this host.
         """
@@ -296,16 +388,29 @@ class OwnerFile:
         if found is None:
             raise UsageError(f"{shown} has no {NAME}, so there is nothing to break.")
         owner, fate = found
+        if owner is None and stat.S_ISDIR(os.stat(NAME, dir_fd=self._fd, follow_symlinks=False).st_mode):
+            raise UsageError(
+                f"{NAME} in {shown} is a directory, which besom has not made; remove it yourself."
+            )
         if fate == ALIVE:
             raise LockHeld(f"{shown} is locked by {owner}, which lives: end that process instead.")
-        return str(owner or UNREADABLE)
+        return str(owner or UNREADABLE), owner.id if owner else ""
 
-    def break_up(self) -> None:
-        """Remove the file, since a person says that its owner is gone. Raises as breakable() does."""
-        self.breakable()
-        # Claims first: whoever is about to take the file over cannot any more.
-        names = [name for name in os.listdir(self._fd) if OWNED.fullmatch(name)]
-        for name in sorted(names, key=len, reverse=True):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self._fd)
-        self._sync_directory()
+    def break_up(self, which: str) -> None:
+        """Remove the file if it has this id, since a person says that its owner is gone.
+
+        Raises as breakable() does, LockHeld when it is another's by now, BesomError where it cannot go.
+        """
+        shown = printable(self._path)
+        try:
+            # Claims first: whoever is about to take the file over cannot any more.
+            names = [name for name in os.listdir(self._fd) if OWNED.fullmatch(name) and name != NAME]
+            owner, found = self.breakable()
+            if found != which:
+                raise LockHeld(f"{shown} is locked by {owner} now, which nobody was asked about; look again.")
+            for name in [*names, NAME]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=self._fd)
+            self._sync_directory()
+        except OSError as error:
+            raise BesomError(f"{NAME} in {shown} cannot be removed ({error.strerror}).") from error

@@ -219,6 +219,8 @@ class _Reader:
         self.values: Mapping[Any, Any] = {}
         # The line of each value by its path of keys and indexes.
         self.lines: dict[tuple[Any, ...], int] = {}
+        # Index and name of the stores that several machines share.
+        self.shared: list[tuple[int, str]] = []
 
     def problem(self, message: str, *place: Any) -> None:
         """Note a problem at the value with this path of keys, or the nearest one around it."""
@@ -261,7 +263,9 @@ class _Reader:
                     )
         for index, entry in self._entries("stores"):
             with self.noting("stores", index):
-                self._add_store(entry)
+                store = self._add_store(entry)
+                if store.lock_backend == "redis":
+                    self.shared.append((index, store.name))
         for index, entry in self._entries("temps"):
             with self.noting("temps", index):
                 self.config.temps.append(read_temps(entry, "temps: "))
@@ -324,7 +328,7 @@ class _Reader:
         elif found is not None:
             self.problem(f"{key} must be a list.", key)
 
-    def _add_store(self, entry: Any) -> None:
+    def _add_store(self, entry: Any) -> Store:
         config = self.config
         if isinstance(entry, Mapping) and not any(entry.get(key) is not None for key in LIMITS):
             # The environment gives a limit to stores that have none of their own.
@@ -342,6 +346,7 @@ class _Reader:
             raise UsageError(f"stores: name: two stores are named {printable(store.name)}; rename one.")
         config.stores[store.name] = store
         config.raw_stores[store.name] = entry
+        return store
 
     @contextmanager
     def noting_variable(self, name: str, instead: str) -> Iterator[None]:
@@ -367,6 +372,12 @@ class _Reader:
                     with self.noting_variable(variable, f"It is ignored; {_shown(now)} is in force."):
                         setattr(self.config, name, reading_variable(self.env[variable], variable))
                     break
+        if not self.config.redis_url:
+            for index, store in self.shared:
+                where = f"stores: {printable(store)}: lock_backend: redis"
+                self.problem(
+                    f"{where} needs redis_url, or BESOM_REDIS_URL; set it.", "stores", index, "lock_backend"
+                )
 
 
 def _shown(value: Any) -> str:

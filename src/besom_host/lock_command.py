@@ -64,7 +64,7 @@ def _who(holder: dict[str, Any] | None) -> str:
 def _break(root: Root, options: Namespace, shutdown: Shutdown) -> int:
     shown = printable(root.path)
     file = OwnerFile(root.fd, root.path)
-    owner = file.breakable()
+    owner, which = file.breakable()
     if not options.yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{shown} is locked by {owner}; confirm with --yes that it is gone.")
@@ -72,7 +72,7 @@ def _break(root: Root, options: Namespace, shutdown: Shutdown) -> int:
         if not confirmed(question, "Is that owner surely gone, and its lock to be broken?", shutdown):
             say("The lock was left as it is.")
             return 0
-    file.break_up()
+    file.break_up(which)
     if options.json:
         print(json.dumps({"operation": "lock break", "changed": True, "store": shown, "owner": owner}))
     else:

@@ -197,9 +197,10 @@ def test_no_secret_of_a_url_is_ever_shown(host: Host) -> None:
 def test_a_store_without_the_url_of_its_redis_is_left_alone(host: Host) -> None:
     store = {"name": "shared", "path": str(host.store), "layout": "trees", "max_age": "1d"}
     host.configure(stores=[{**store, "lock_backend": "redis"}])
-    refused = host.besom("prune", "shared")
-    assert refused.status == 2
-    assert "lock_backend: redis, which needs redis_url" in refused.stderr
+    for words in (("prune", "shared"), ("prune", "shared", "--dry-run"), ("config", "check")):
+        refused = host.besom(*words)
+        assert refused.status == 2
+        assert "stores: shared: lock_backend: redis needs redis_url, or" in refused.stderr
 
 
 def test_a_redis_that_is_silent_is_given_up_soon_and_a_signal_is_heard(host: Host) -> None:

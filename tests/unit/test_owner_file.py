@@ -61,6 +61,11 @@ def leave(area: Any, owner: Owner, name: str = NAME) -> Path:
     return path
 
 
+def break_lock(root: Root) -> None:
+    file = OwnerFile(root.fd, root.path)
+    file.break_up(file.breakable()[1])
+
+
 def test_where_flock_keeps_nobody_out_an_owner_file_does(area: Any, root: Root) -> None:
     with lock(root):
         values = json.loads(Path(area.at(NAME)).read_text())
@@ -143,7 +148,9 @@ def test_of_those_that_take_turns_and_are_killed_no_two_have_it_at_once(area: An
         assert area.names() == [NAME]
 
 
-HERE = replace(Owner.current(), pid_namespace=INITIAL, host_id="h", boot_id="b")
+# As another process, which knows nothing of what this one holds, sees it.
+THERE = replace(Owner.current(), pid_namespace=INITIAL, host_id="h", boot_id="b")
+HERE = replace(THERE, pid=0)
 
 
 @pytest.mark.parametrize(
@@ -160,16 +167,18 @@ HERE = replace(Owner.current(), pid_namespace=INITIAL, host_id="h", boot_id="b")
         ({"boot_id": "another", "host_id": ""}, UNKNOWN),
         ({"boot_id": "another", "pid_namespace": "pid:[1]"}, UNKNOWN),
         ({"host_id": "another", "start_token": "1"}, DEAD),
+        ({"time_namespace": "time:[1]"}, UNKNOWN),
+        ({"time_namespace": "time:[1]", "start_token": "1"}, UNKNOWN),
     ],
     ids=str,
 )
 def test_an_owner_is_dead_only_where_that_is_proven(changes: dict[str, str], fate: str) -> None:
-    assert replace(HERE, **changes).fate(HERE) == fate
+    assert replace(THERE, **changes).fate(HERE) == fate
 
 
 def test_a_process_that_may_not_be_looked_at_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner_file, "_start_token", lambda pid: "")  # hidepid
-    assert HERE.fate(HERE) == UNKNOWN
+    assert THERE.fate(HERE) == UNKNOWN
 
 
 def test_the_file_of_a_process_that_is_gone_is_taken_over(area: Any, root: Root) -> None:
@@ -179,6 +188,102 @@ def test_the_file_of_a_process_that_is_gone_is_taken_over(area: Any, root: Root)
         assert area.names() == [NAME]
         assert lock_info(root)["holder"]["pid"] == os.getpid()
     assert area.names() == []
+
+
+def test_a_process_that_has_ended_and_is_not_reaped_is_dead(area: Any, root: Root) -> None:
+    source, sink = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with suppress(BaseException):
+            leave(area, Owner.current())
+        os._exit(0)
+    try:
+        os.close(sink)
+        assert os.read(source, 1) == b""  # it ends
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with lock(root):
+            assert area.names() == [NAME]
+    finally:
+        os.close(source)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("fault", ["release", "removal", "win"])
+def test_an_error_of_the_file_system_leaves_no_lock_behind(
+    area: Any, root: Root, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    load, unlink, sync, stale = OwnerFile._load, os.unlink, OwnerFile._sync_directory, OSError(116, "Stale")
+    if fault == "win":
+        leave(area, gone_process())
+        failed = iter([stale])
+
+        def fail_once(file: OwnerFile) -> None:
+            if area.names() == [NAME]:  # once it is taken over
+                for error in failed:
+                    raise error
+            sync(file)
+
+        monkeypatch.setattr(OwnerFile, "_sync_directory", fail_once)
+        with pytest.raises(BesomError, match="Stale"), lock(root):
+            pytest.fail("not held")
+    else:
+        with lock(root):
+            faults = iter([stale] * (1 if fault == "release" else 9))
+
+            def fail(*arguments: Any, **options: Any) -> Any:
+                for error in faults:
+                    raise error
+                return (load if fault == "release" else unlink)(*arguments, **options)
+
+            monkeypatch.setattr(*((OwnerFile, "_load") if fault == "release" else (os, "unlink")), fail)
+        monkeypatch.setattr(os, "unlink", unlink)
+    # Left to be taken over by this very process where nothing else was possible.
+    assert area.names() == ([NAME] if fault == "removal" else [])
+    with lock(root):
+        pass
+    assert area.names() == []
+
+
+def test_an_owner_file_is_whole_from_the_first_instant(
+    area: Any, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, seen = os.fsync, []
+
+    def look(fd: int) -> None:
+        seen.append([name for name in area.names() if name == NAME])
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", look)
+    with lock(root):
+        assert seen == [[], [NAME]]  # the content, the directory
+        assert area.names() == [NAME]
+
+
+def test_where_there_are_no_hard_links_it_is_made_in_its_place(
+    area: Any, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with lock(root):
+        assert area.names() == [NAME]
+        with Root(str(area.path)) as second, pytest.raises(LockHeld), lock(second):
+            pytest.fail("two hold the lock")
+    assert area.names() == []
+
+
+def test_a_lock_that_nobody_was_asked_about_is_not_broken(area: Any, root: Root) -> None:
+    first = replace(Owner.current(), host_id="other", boot_id="other", id="1" * 16)
+    leave(area, first)
+    file = OwnerFile(root.fd, root.path)
+    _words, which = file.breakable()
+    leave(area, replace(first, id="2" * 16, pid=7))
+    with pytest.raises(
+        LockHeld, match=r"is locked by pid 7 .* now, which nobody was asked about; look again"
+    ):
+        file.break_up(which)
+    assert area.names() == [NAME]
 
 
 def test_a_take_over_that_was_killed_half_way_is_finished_by_the_next(area: Any, root: Root) -> None:
@@ -194,6 +299,7 @@ def test_a_file_that_was_taken_over_meanwhile_is_left_to_its_new_owner(
     area: Any, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     living, make = replace(Owner.current(), id="f" * 16), OwnerFile._make
+    monkeypatch.setattr(owner_file, "_held", {living.id})
 
     def make_and_come_second(file: OwnerFile, name: str) -> bool:
         made = make(file, name)
@@ -231,8 +337,11 @@ def test_a_file_that_cannot_be_read_is_held_until_a_person_breaks_it(
     says = f"an owner that cannot be read in {NAME}.*If that owner is surely gone, run: besom lock break"
     with pytest.raises(LockHeld, match=says), lock(root):
         pytest.fail("taken without a proof")
-    if content != "a directory":
-        OwnerFile(root.fd, root.path).break_up()
+    if content == "a directory":
+        with pytest.raises(UsageError, match="is a directory, which besom has not made; remove it yourself"):
+            break_lock(root)
+    else:
+        break_lock(root)
         with lock(root):
             pass
 
@@ -243,17 +352,17 @@ def test_an_owner_elsewhere_holds_it_until_a_person_breaks_it(area: Any, root: R
     with pytest.raises(LockHeld, match=r"locked by pid 1 .* on barn\\x0a, since"), lock(root):
         pytest.fail("two hold the lock")
     assert "cannot be seen from here" in lock_info(root)["note"]
-    OwnerFile(root.fd, root.path).break_up()
+    break_lock(root)
     assert area.names() == []
 
 
 def test_the_lock_of_an_owner_that_lives_here_is_not_broken(area: Any, root: Root) -> None:
     with lock(root):
         with pytest.raises(LockHeld, match="which lives: end that process instead"):
-            OwnerFile(root.fd, root.path).break_up()
+            break_lock(root)
         assert area.names() == [NAME]
     with pytest.raises(UsageError, match="nothing to break"):
-        OwnerFile(root.fd, root.path).break_up()
+        break_lock(root)
 
 
 @pytest.mark.parametrize("layout", ["files", "trees"])
@@ -262,7 +371,7 @@ def test_an_owner_file_is_no_entry_and_is_not_counted(
 ) -> None:
     area.tree("entry", days=9)
     before = pruned(area, layout, dry_run=True, max_age="1d")
-    names = {NAME, f"{NAME}.{'0' * 16}"}
+    names = {NAME, f"{NAME}.{'0' * 16}", f"{NAME}.{'0' * 16}.new"}
     for name in names:
         area.file(name, days=99)
     after = pruned(area, layout, dry_run=True, max_age="1d")
