@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
-CALLS = "clone,clone3,fork,vfork,flock,close,unlinkat,renameat,renameat2"
+CALLS = "clone,clone3,fork,vfork,flock,close,unlinkat,renameat,renameat2,exit_group"
 _LINE = re.compile(
     r"(?P<pid>\d+) +(?P<at>[\d.]+) (?:(?P<call>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+|\?)[^<]*"
     r"(?:<(?P<took>[\d.]+)>)?|\+\+\+ (?:exited|killed) .*)"
@@ -70,7 +70,8 @@ def read(recording: Path, store: Path) -> Record:
             if match is None:
                 continue
             pid, began = int(match["pid"]), float(match["at"])
-            if match["call"] is None:
+            # The kernel gives the lock up between the call and what strace says of the end.
+            if match["call"] in (None, "exit_group"):
                 for key in [key for key in holding if key[0] == pid]:
                     holding.pop(key).ended = began
                 continue

@@ -271,6 +271,9 @@ def test_the_proof_reads_what_several_processes_did_at_once(tmp_path: Path) -> N
 11 101.2 flock(3</store>, LOCK_EX)       = 0 <0.500000>
 11 101.8 renameat(3</store>, "x", 3</store>, ".besom-trash-x") = 0 <0.000010>
 11 101.9 +++ killed by SIGKILL +++
+13 101.92 flock(3</store>, LOCK_EX|LOCK_NB) = 0 <0.000010>
+13 101.95 exit_group(0)                   = ?
+13 101.99 +++ exited with 0 +++
 10 102.0 unlinkat(5</store/c>, "d", 0)   = 0 <0.000010>
 """
     )
@@ -278,6 +281,7 @@ def test_the_proof_reads_what_several_processes_did_at_once(tmp_path: Path) -> N
     assert [(hold.pid, hold.began, hold.ended) for hold in record.holds] == [
         (10, pytest.approx(100.2), 101.1),
         (11, pytest.approx(101.7), 101.9),
+        (13, pytest.approx(101.92), 101.95),
     ]
     assert [change.lineage for change in record.changes] == [(12, 10), (12, 10), (11,), (10,)]
     (late,) = violations([record])
