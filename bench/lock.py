@@ -18,23 +18,23 @@ from typing import Callable
 
 from contests import TOP
 
-from besom.locks import writer_lock
+from besom.guard import guarded
 from besom.owner_file import OwnerFile
 from besom.root import Root
-from besom.shutdown import Shutdown
+from besom.run import Run
 
 RESULTS = TOP / "bench/RESULTS-lock.md"
 BAR_S = 0.02
 
 WAITER = """
 import fcntl, sys
-from besom.locks import writer_lock
+from besom.guard import guarded
 from besom.root import Root
-from besom.shutdown import Shutdown
+from besom.run import Run
 if sys.argv[2:]:
     fcntl.flock = lambda fd, operation: None  # as where it does nothing
 tell = lambda text: print(text, flush=True)
-with Root(sys.argv[1]) as root, writer_lock(root, 60, Shutdown(), waiting=tell):
+with Root(sys.argv[1]) as root, guarded(root, Run(lock_timeout=60, waiting=tell)):
     tell("won")
 """
 
@@ -111,7 +111,7 @@ def free(store: str, rounds: int) -> float:
     with Root(store) as root:
         for _ in range(rounds):
             began = time.perf_counter()
-            with writer_lock(root, 0, Shutdown()):
+            with guarded(root, Run(lock_timeout=0)):
                 pass
             took.append(time.perf_counter() - began)
     return median(took)

@@ -47,6 +47,15 @@ TEMPS = dict(
     pattern=dict(type="list", elements="str", default=[".temp-*"]),
     older_than=dict(type="str", default="24h"),
 )
+WEB = dict(
+    headers=dict(type="dict"),
+    url_username=dict(type="str"),
+    url_password=dict(type="str", no_log=True),
+    force_basic_auth=dict(type="bool", default=False),
+    validate_certs=dict(type="bool", default=True),
+    use_proxy=dict(type="bool", default=True),
+    timeout=dict(type="int", default=10),
+)
 GATE = dict(
     needs=dict(
         type="list",
@@ -67,28 +76,14 @@ GATE = dict(
     reserve=dict(type="str"),
     expand=dict(type="float", default=3.0),
     on_unknown=dict(type="str", choices=["warn", "fail"], default="warn"),
-    headers=dict(type="dict"),
-    url_username=dict(type="str"),
-    url_password=dict(type="str", no_log=True),
-    force_basic_auth=dict(type="bool", default=False),
-    validate_certs=dict(type="bool", default=True),
-    use_proxy=dict(type="bool", default=True),
-    timeout=dict(type="int", default=10),
+    **WEB,
 )
-
-
 FETCH = dict(
-    headers=dict(type="dict"),
-    url_username=dict(type="str"),
-    url_password=dict(type="str", no_log=True),
-    force_basic_auth=dict(type="bool", default=False),
-    validate_certs=dict(type="bool", default=True),
-    use_proxy=dict(type="bool", default=True),
     http_agent=dict(type="str", default="besom"),
     client_cert=dict(type="path"),
     client_key=dict(type="path"),
     ca_path=dict(type="path"),
-    timeout=dict(type="int", default=10),
+    **WEB,
 )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import stat
@@ -188,15 +187,15 @@ class Draft:
 
 @contextmanager
 def draft(
-    directory_fd: int, directory_path: str, name: str, retries: Retries | None = None
+    directory_fd: int, directory_path: str, name: str, retries: Retries | None = None, own: bool = False
 ) -> Iterator[Draft]:
     """A new draft of the file name in an open directory; discarded at the end unless it was published.
 
     directory_fd must be open for reading. The temp has mode 0600 until it is sealed. Where flock is
-    refused it is not locked, and nobody removes it as an orphan either. Raises UsageError for a name
-    that is none, NoSpace, BesomError.
+    refused it is not locked, and nobody removes it as an orphan either. own: name is one of besom's own.
+    Raises UsageError for a name that is none, NoSpace, BesomError.
     """
-    check_name(directory_fd, name)
+    check_name(directory_fd, name, own=own)
     part, fd = _new_part(directory_fd, os.path.join(directory_path, name), name)
     retries = Retries() if retries is None else retries
     with Draft(directory_fd, directory_path, name, part, fd, retries) as one:
@@ -390,6 +389,9 @@ def _stem(directory_fd: int, name: str) -> str:
     raw = os.fsencode(name)
     if len(raw) <= room:
         return f".{name}."
+    # 5 ms that hardly any name needs.
+    import hashlib
+
     digest = "~" + hashlib.sha256(raw).hexdigest()[:16]
     # Some file systems take nothing but UTF-8: no character is cut in two.
     return "." + raw[: room - len(digest)].decode("utf-8", "ignore") + digest + "."

@@ -70,8 +70,9 @@ def guarded(root: Root, run: Run, backend: str = "flock") -> Iterator[tuple[Run,
     """Hold the writer lock of the store open as root: the run to go on with, and the seconds waited.
 
     backend `redis`: run.shared_lock is held beside the local one. What looks at the shutdown of the run
-    that is yielded stops also when a lock is lost. Raises LockHeld, Interrupted, BesomError as
-    locks.writer_lock does, UsageError where no shared lock is at hand.
+    that is yielded stops also when a lock is lost. No child that runs another program holds it on. Raises
+    LockHeld after run.lock_timeout, naming path, holder and option, Interrupted on a signal, BesomError
+    where no lock can be had, UsageError where no shared lock is at hand.
     """
     shown = printable(root.path)
     if backend != "flock" and run.shared_lock is None:

@@ -94,13 +94,11 @@ def rewrite_mark(root: Root, name: str, mark: Mark) -> None:
     except OSError as error:
         raise failed(path, "marked as installed", error) from error
     try:
-        with draft(tree, path, MARK[1:]) as one:
+        with draft(tree, path, MARK, own=True) as one:
             one.write(_json(mark))
             one.seal(0o644)
-            os.rename(one.name, MARK, src_dir_fd=tree, dst_dir_fd=tree)
+            one.publish()
         sync_directory(tree, path)
-    except OSError as error:
-        raise failed(path, "marked as installed", error) from error
     finally:
         os.close(tree)
 

@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""flock on directories and files, who holds one, and the writer lock of a store."""
+"""flock on directories and files, who holds one, and the wait for the writer lock of a store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Callable, Protocol
 
@@ -250,7 +249,7 @@ class Wait:
         shutdown: Shutdown,
         option: str,
         waiting: Callable[[str], None],
-        progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+        progress: Callable[[str, int, int], None],
     ) -> None:
         self._path, self._timeout, self._shutdown = printable(path), timeout, shutdown
         self._option, self._waiting, self._progress = option, waiting, progress
@@ -313,26 +312,3 @@ def take_local(root: Lockable, wait: Wait) -> Lock:
         lock.release()
         root.reopen()
         fall_back = False
-
-
-@contextlib.contextmanager
-def writer_lock(
-    root: Lockable,
-    timeout: float,
-    shutdown: Shutdown,
-    option: str = "lock_timeout",
-    waiting: Callable[[str], None] = lambda message: None,
-) -> Iterator[float]:
-    """Hold the writer lock of a store against other processes of this host; yields the seconds waited.
-
-    timeout in seconds, 0 = do not wait. waiting is told once, in a sentence, who is waited for. The
-    descriptor does not survive exec, so no child holds the lock on. Raises LockHeld after timeout,
-    naming path, holder and option, Interrupted on a signal, BesomError where no lock can be had.
-    Work on a store of the configuration takes guard.guarded() instead, which does more.
-    """
-    wait = Wait(root.path, timeout, shutdown, option, waiting)
-    lock = take_local(root, wait)
-    try:
-        yield wait.waited_s
-    finally:
-        lock.release()

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
-import secrets
-import socket
 import stat
 import time
 from dataclasses import asdict, dataclass
@@ -62,6 +59,10 @@ class Owner:
     @classmethod
     def current(cls) -> Owner:
         """This process, under a new id."""
+        # 25 ms that only the fall-back needs.
+        import hashlib
+        import socket
+
         machine, host = _read("/etc/machine-id"), socket.gethostname()
         # machine-id(5): it is not to be shown, so what is written is made from it.
         digest = hashlib.sha256(f"besom\0{machine}\0{host}".encode()).hexdigest()
@@ -74,7 +75,7 @@ class Owner:
             start_token=_start_token(os.getpid()),
             command=_command(),
             since=time.time(),
-            id=secrets.token_hex(8),
+            id=os.urandom(8).hex(),
             time_namespace=_namespace("time"),
         )
 

@@ -7,10 +7,8 @@ The engine imports neither redis nor portalocker: whoever has them hands them ov
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import socket
 import time
 import urllib.parse
 from contextlib import suppress
@@ -63,6 +61,8 @@ def redis_locks(url: str, redis: Any, portalocker: Any) -> Callable[[str], Redis
     if lock_class is None or not hasattr(lock_class, "ensure_held"):
         raise UsageError("lock_backend: redis needs portalocker 4.2 or newer (Python 3.10); install it.")
     # What is lost is told by the engine, once and in a sentence.
+    import logging
+
     logging.getLogger("portalocker").propagate = False
     logging.getLogger("portalocker").addHandler(logging.NullHandler())
     return lambda path: RedisLock(path, url, redis, portalocker)
@@ -124,7 +124,7 @@ class RedisLock:
     def _mine(self) -> dict[str, Any]:
         return {
             "id": self._lock.holder_id,
-            "host": socket.gethostname(),
+            "host": os.uname().nodename,
             "pid": os.getpid(),
             "command": printable(command_of()),
             "since": time.time(),

@@ -18,9 +18,9 @@ from typing import Callable
 import pytest
 
 from besom.durable import draft, sync_directory
-from besom.locks import writer_lock
+from besom.guard import guarded
 from besom.root import Root
-from besom.shutdown import Shutdown
+from besom.run import Run
 
 from .child import Child
 
@@ -59,7 +59,7 @@ def publish(root: Root, name: str, content: bytes) -> None:
     with draft(root.fd, root.path, name) as one:
         one.write(content)
         one.seal()
-        with writer_lock(root, PATIENCE_S, Shutdown()):
+        with guarded(root, Run(lock_timeout=PATIENCE_S)):
             one.publish()
             sync_directory(root.fd)
 

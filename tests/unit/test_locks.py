@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ import pytest
 
 from besom.errors import BesomError, Interrupted, LockHeld, UsageError
 from besom.guard import guarded
-from besom.locks import FlockUnsupported, LockTable, describe, prove_flock, try_flock, writer_lock
+from besom.locks import FlockUnsupported, LockTable, describe, prove_flock, try_flock
 from besom.root import Root
 from besom.run import Run
-from besom.shutdown import Shutdown
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
@@ -30,18 +30,23 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, **options)
 
 
-def lock(root: Root, timeout: float = 0, waiting: Callable[[str], Any] = str) -> Any:
-    """The writer lock as a command line would take it."""
-    return writer_lock(root, timeout, Shutdown(), "--lock-timeout", waiting)
+@contextmanager
+def lock(root: Root, timeout: float = 0, waiting: Callable[[str], Any] = str) -> Iterator[float]:
+    """The writer lock as a command line would take it; gives the seconds waited."""
+    with guarded(root, Run(lock_timeout=timeout, lock_option="--lock-timeout", waiting=waiting)) as (
+        _,
+        waited,
+    ):
+        yield waited
 
 
 TAKE_TURNS = """
 import sys, time
-from besom.locks import writer_lock
+from besom.guard import guarded
 from besom.root import Root
-from besom.shutdown import Shutdown
+from besom.run import Run
 for _ in range(40):
-    with Root(sys.argv[1]) as root, writer_lock(root, 60, Shutdown()):
+    with Root(sys.argv[1]) as root, guarded(root, Run(lock_timeout=60)):
         start = time.monotonic_ns()
         with open(sys.argv[2], "r+") as counter:
             count = int(counter.read())
@@ -112,12 +117,14 @@ def test_after_the_timeout_the_error_names_path_holder_and_option(
 WAIT = """
 import sys
 from besom.errors import Interrupted
-from besom.locks import writer_lock
+from besom.guard import guarded
 from besom.root import Root
+from besom.run import Run
 from besom.shutdown import Shutdown
+run = Run(lock_timeout=600, shutdown=Shutdown().listen(), waiting=lambda text: print(text, flush=True))
 try:
     with Root(sys.argv[1]) as root:
-        with writer_lock(root, 600, Shutdown().listen(), waiting=lambda text: print(text, flush=True)):
+        with guarded(root, run):
             sys.exit("two hold the lock")
 except Interrupted as error:
     print(error)
@@ -175,10 +182,10 @@ def test_a_store_that_is_gone_once_the_lock_is_won_is_an_error(
 
 HOLD_AND_HAVE_A_CHILD = """
 import subprocess, sys
-from besom.locks import writer_lock
+from besom.guard import guarded
 from besom.root import Root
-from besom.shutdown import Shutdown
-with Root(sys.argv[1]) as root, writer_lock(root, 0, Shutdown()):
+from besom.run import Run
+with Root(sys.argv[1]) as root, guarded(root, Run(lock_timeout=0)):
     child = subprocess.Popen(["cat"], stdin=int(sys.argv[2]), stdout=subprocess.DEVNULL, close_fds=False)
     print(child.pid, flush=True)
     child.wait()

@@ -19,11 +19,9 @@ from besom import owner_file
 from besom.errors import BesomError, LockHeld, LockLost, UsageError
 from besom.guard import guarded
 from besom.info import lock_info
-from besom.locks import writer_lock
 from besom.owner_file import ALIVE, DEAD, INITIAL, NAME, UNKNOWN, Owner, OwnerFile
 from besom.root import Root
 from besom.run import Run
-from besom.shutdown import Shutdown
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +37,7 @@ def root(area: Any) -> Iterator[Root]:
 
 
 def lock(root: Root, timeout: float = 0, **options: Any) -> Any:
-    return writer_lock(root, timeout, Shutdown(), "--lock-timeout", **options)
+    return guarded(root, Run(lock_timeout=timeout, lock_option="--lock-timeout", **options))
 
 
 def gone_process() -> Owner:
