@@ -265,7 +265,7 @@ values = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampl
 )
 
 
-@wild
+@settings(wild, max_examples=150)
 @given(env=st.dictionaries(st.sampled_from(VARIABLES), values), section=trees)
 def test_any_environment_and_any_section_leave_a_configuration_that_can_be_run(
     tmp_path: Path, env: dict[str, str], section: Any
