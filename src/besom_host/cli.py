@@ -61,7 +61,11 @@ def _policy(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-free", metavar="SIZE|PCT", help="what the file system is to have available")
     group.add_argument("--max-entries", metavar="N", help="how many entries may stay")
     group.add_argument("--min-age", metavar="DUR", help="younger entries never go")
-    group.add_argument("--order", choices=("oldest", "lru"), help="by mtime (default), or by last use")
+    group.add_argument(
+        "--order",
+        choices=("oldest", "lru", "created"),
+        help="by mtime (default), last use, or created_at (default of sessions)",
+    )
 
 
 def build_parser() -> Parser:
@@ -120,7 +124,9 @@ def build_parser() -> Parser:
         "Remove the oldest entries of a store until it is under every limit, and not one more.",
     )
     one.add_argument("store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)")
-    one.add_argument("--layout", choices=("files", "trees"), help="what an entry is; a PATH needs it")
+    one.add_argument(
+        "--layout", choices=("files", "trees", "sessions"), help="what an entry is; a PATH needs it"
+    )
     _policy(one)
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 

@@ -119,7 +119,7 @@ def prune_command(options: Namespace, shutdown: Shutdown) -> int:
         values = {"path": path, "lock_backend": backend_of(config, path), **flags}
         where = "prune: "
         if "layout" not in flags:
-            raise UsageError("A PATH needs --layout files or --layout trees.")
+            raise UsageError("A PATH needs --layout files, trees or sessions.")
     store = read_store(values, where)
     check_roots([store], [], skip_missing=configured)
     work: list[Work] = [(store.path, partial(prune, Request(store)))]
