@@ -20,11 +20,12 @@ def read_store(
     grace: int = YOUNGEST,
     only: re.Pattern[str] | None = None,
     thorough: bool = False,
+    whole: bool = False,
 ) -> Inventory:
-    """The inventory of a store open as root; only is for files, thorough for what goes whole."""
+    """The inventory of a store open as root; only is for files, thorough for trees and sessions."""
     order = store.policy.order
     if store.layout == "files":
-        return read_files(root, run, order == "lru", horizon, grace, only)
+        return read_files(root, run, order == "lru", horizon, grace, only, whole)
     if store.layout == "trees":
-        return read_trees(root, run, order == "lru", horizon, grace, thorough)
-    return read_sessions(root, run, order, horizon, grace, thorough, store.group_key)
+        return read_trees(root, run, order == "lru", horizon, grace, thorough, whole)
+    return read_sessions(root, run, order, horizon, grace, thorough, store.group_key, whole)

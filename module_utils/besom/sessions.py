@@ -17,13 +17,15 @@ from itertools import groupby
 
 from . import metadata
 from .durable import ORPHAN, TREE
-from .inventory import YOUNGEST, Inventory
+from .inventory import ALL, YOUNGEST, Inventory
 from .locks import LockTable
 from .owner_file import OWNED
+from .report import CAP
 from .root import Root
 from .run import Run
 from .tree import (
     TRASH,
+    Blocked,
     Cursor,
     Measure,
     MountPoint,
@@ -324,42 +326,46 @@ def read_sessions(
     grace: int = YOUNGEST,
     thorough: bool = False,
     group_key: str = "group",
+    whole: bool = False,
 ) -> Inventory:
     """The inventory of layout `sessions`; order: which of its times is the key of a session.
 
-    horizon, grace and thorough as in read_trees; what was written inside the grace period is young
+    horizon, grace, thorough and whole as in read_trees; what was written inside the grace period is young
     whatever its metadata says. In chunks, a session is named `<id>/<part>/<part>...`.
     """
     found = Inventory(root, by_mtime=False)
+    found.anomalies.cap = ALL if whole else CAP
     writable = can_write(root.fd)
     linked: list[tuple[int, int, int, int, str, Measure]] = []
     groups: dict[str, int] = {}
     anomalous: Shared = {}
     for one in sessions(found, run, group_key, thorough):
-        whole = one.measure
-        found.count_usage(whole)
+        measured = one.measure
+        found.count_usage(measured)
         run.progress("scan", found.entries, 0)
         if one.problem:
             found.anomalies.add(one.path, one.problem)
-            known = sum(size for ident, (_n, _l, size) in whole.shared.items() if ident in anomalous)
-            found.anomalous += whole.bytes - known
-            anomalous.update(whole.shared)
+            known = sum(held for ident, (_n, _l, held) in measured.shared.items() if ident in anomalous)
+            found.anomalous += measured.bytes - known
+            anomalous.update(measured.shared)
             continue
         found.entries += 1
-        key = {"created": one.created, "lru": whole.used}.get(order, whole.newest)
+        key = {"created": one.created, "lru": measured.used}.get(order, measured.newest)
         found.span(key, key)
-        if key >= horizon or whole.newest > grace:
-            found.young += key > grace or whole.newest > grace
-        elif whole.blocked:
-            found.note(whole.blocked)
-        elif not writable:
-            found.anomalies.add(one.path, "cannot be removed: the store cannot be written")
-        else:
-            chunk = found.room(whole.device)
+        if key >= horizon or measured.newest > grace:
+            found.young += key > grace or measured.newest > grace
+            continue
+        blocked = measured.blocked
+        if not (blocked or writable):
+            blocked = Blocked(one.path, "cannot be removed: the store cannot be written", True)
+        if blocked:
+            found.note(blocked)
+        if whole or not blocked:
+            chunk = found.room(measured.device)
             name = "/".join((one.id, *one.parts))
-            if whole.shared:
-                found.shared[name] = whole.shared
-                linked.append((key, one.inode, len(found.chunks) - 1, len(chunk), name, whole))
+            if measured.shared:
+                found.shared[name] = measured.shared
+                linked.append((key, one.inode, len(found.chunks) - 1, len(chunk), name, measured))
             chunk.open_names.append(name)
             chunk.where.append(0)
             chunk.inode.append(one.inode)
@@ -367,11 +373,11 @@ def read_sessions(
             chunk.size.append(one.print)
             chunk.key.append(key)
             chunk.group.append(groups.setdefault(one.group, len(groups)))
-            chunk.set_bytes(len(chunk.bytes), whole.bytes, whole.bytes)
+            chunk.set_bytes(len(chunk.bytes), measured.bytes, measured.bytes)
     found.groups = list(groups)
     if found.chunks:
         found.chunks[-1].seal()
     linked.sort()
-    for _key, _inode, number, position, _name, whole in linked:
-        found.chunks[number].set_bytes(position, *found.credit(whole))
+    for _key, _inode, number, position, _name, measured in linked:
+        found.chunks[number].set_bytes(position, *found.credit(measured))
     return found
