@@ -81,7 +81,11 @@ def _policy(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-free", metavar="SIZE|PCT", help="what the file system is to have available")
     group.add_argument("--max-entries", metavar="N", help="how many entries may stay")
     group.add_argument("--min-age", metavar="DUR", help="younger entries never go")
-    group.add_argument("--order", choices=("oldest", "lru"), help="by mtime (default), or by last use")
+    group.add_argument(
+        "--order",
+        choices=("oldest", "lru", "created"),
+        help="by mtime (default), last use, or created_at (default of sessions)",
+    )
 
 
 def _store(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
