@@ -17,6 +17,7 @@ from typing import Any, Callable, TypeVar
 from .archive import BadArchive
 from .claim import claim
 from .crew import Crew
+from .cutoff import Cut, Cutoff
 from .durable import Draft, Retries, check_name, parts_of
 from .durable_tree import TreeDraft, remove_orphans, tree_draft
 from .errors import BesomError, UsageError
@@ -42,7 +43,7 @@ from .preflight import DEFAULT_EXPAND, Need, preflight
 from .report import Report, Tally
 from .root import Root
 from .run import Run
-from .transfer import DEFAULT_RETRIES, Cut, Cutoff, Figures, Source, Transfer, look
+from .transfer import DEFAULT_RETRIES, Figures, Source, Transfer, look
 from .tree import Cursor, measure, remove_tree
 from .units import Share, printable
 

@@ -487,11 +487,11 @@ def test_what_hangs_before_an_answer_is_left_behind_without_its_temp(
     until, asked = threading.Event(), threading.Event()
     scene.add("one")
 
-    def opener(url: str, method: str, headers: dict[str, str]) -> Any:
+    def opener(url: str, method: str, **more: Any) -> Any:
         if method == "GET":
             asked.set()
             until.wait(PATIENCE_S)
-        return OPENER(url, method=method, headers=headers)
+        return OPENER(url, method=method, **more)
 
     run = Run()
 
