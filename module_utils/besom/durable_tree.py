@@ -42,9 +42,11 @@ from .tree import TRASH, Blocked, Cursor, Removal, finish_trash, measure, remove
 from .units import printable
 from .walk import components
 
-# Where there is no exchange: the old tree, on its way to make room for the new one.
-_SWAP = re.compile(r"\.besom-swap-(.+)-[0-9a-f]{16}", re.DOTALL)
-_AROUND = len(".besom-swap-") + len("-0123456789abcdef")
+# A tree that is replaced, or the one that replaces it, on its way; the first digits are the inode of the
+# old one, which tells the two from each other after a crash.
+_SWAP = re.compile(r"\.besom-swap-(.+)-([0-9a-f]{1,16})-[0-9a-f]{8}", re.DOTALL)
+_OLD = re.compile(r"\.besom-old-(.+)-\d{8}T\d{6}\.\d{6}", re.DOTALL)
+AROUND = len(".besom-swap-") + len("-0123456789abcdef-01234567")
 _ATTEMPTS = 100
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -60,6 +62,18 @@ _SYNCFS_ON = ("btrfs", "ext3", "ext4", "xfs")
 
 
 _Patient = Callable[[Callable[[], Any]], Any]
+
+
+def old_name(name: str, now: int) -> str:
+    """The name that a tree gets when another takes its place; now in ns since the epoch."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9))
+    return f".besom-old-{name}-{stamp}.{now % 10**9 // 1000:06}"
+
+
+def is_old(entry: str, name: str) -> bool:
+    """Whether that is the name of an old version of the tree name."""
+    match = _OLD.fullmatch(entry)
+    return match is not None and match[1] == name
 
 
 class TreeDraft:
@@ -125,7 +139,10 @@ class TreeDraft:
             )
             self._left = ""
         elif stat.S_ISDIR(old.st_mode):
-            self._replace(aside, lambda rename: patiently(rename, self.path, self._retries, deadline, pause))
+            swap = f".besom-swap-{self._target}-{old.st_ino:x}-{os.urandom(4).hex()}"
+            self._replace(
+                aside, swap, lambda rename: patiently(rename, self.path, self._retries, deadline, pause)
+            )
         else:
             raise BesomError(f"{printable(self.path)} is not a directory; move it away, and run this again.")
         self._done = True
@@ -137,21 +154,35 @@ class TreeDraft:
             raise
         return old is not None
 
-    def _replace(self, aside: str | None, patient: _Patient) -> None:
-        """Put the temp in the place of the tree that is there, and that one aside."""
-        if not patient(lambda: _exchange(self._root.fd, self.name, self._target)):
-            self._swap(aside, patient)
-        elif aside is not None:
-            try:
-                patient(lambda: self._rename(self.name, aside))
-            except BaseException:
-                _exchange(self._root.fd, self.name, self._target)
-                raise
-            self._left = ""
+    def _replace(self, aside: str | None, swap: str, patient: _Patient) -> None:
+        """Put the temp in the place of the tree that is there, and that one aside.
 
-    def _swap(self, aside: str | None, patient: _Patient) -> None:
+        Whenever a crash comes between, remove_orphans tells by the name swap which of the two has it.
+        """
+        if aside is None:
+            if not patient(lambda: _exchange(self._root.fd, self.name, self._target)):
+                self._swap(None, swap, patient)
+            return
+        patient(lambda: self._rename(self.name, swap))
+        try:
+            exchanged = patient(lambda: _exchange(self._root.fd, swap, self._target))
+            if exchanged:
+                try:
+                    patient(lambda: self._rename(swap, aside))
+                except BaseException:
+                    _exchange(self._root.fd, swap, self._target)
+                    raise
+            else:
+                patient(lambda: self._rename(swap, self.name))
+        except BaseException:
+            self._rename(swap, self.name)
+            raise
+        if not exchanged:
+            self._swap(aside, swap, patient)
+        self._left = ""
+
+    def _swap(self, aside: str | None, swap: str, patient: _Patient) -> None:
         """The same in several steps; remove_orphans puts the old tree back if a crash comes between them."""
-        swap = f".besom-swap-{self._target}-{os.urandom(8).hex()}"
         patient(lambda: self._rename(self._target, swap))
         try:
             patient(lambda: self._rename(self.name, self._target))
@@ -164,7 +195,7 @@ class TreeDraft:
         except BaseException:
             self._rename(swap, self._target)
             raise
-        self._left = "" if aside is not None else swap
+        self._left = swap
 
     def discard(self) -> None:
         """Remove the temp, unless it is published or the name is another's by now. Raises nothing.
@@ -226,7 +257,7 @@ def tree_draft(root: Root, name: str, retries: Retries | None = None) -> Iterato
     It has mode 0700 until it is sealed. Where flock is refused it is not locked, and nobody removes it
     as an orphan either. Raises UsageError for a name that is none, NoSpace, BesomError.
     """
-    check_name(root.fd, name, _AROUND)
+    check_name(root.fd, name, AROUND)
     temp, fd = _new_temp(root, os.path.join(root.path, name), name)
     with TreeDraft(root, name, temp, fd, Retries() if retries is None else retries) as one:
         yield one
@@ -256,9 +287,9 @@ def remove_orphans(
     """Remove the temps of besom's own naming whose writers are dead, however young; or say what would go.
 
     It looks into root and those directories (relative to it) that are there. spare: temps to leave
-    alone, as paths relative to root (those that a download is to go on with). A swap that a crash has
-    cut is put right: the old tree gets its name back, if nothing has it; trash is finished. To be
-    called under the writer lock.
+    alone, as paths relative to root (those that a download is to go on with). A replacement that a crash
+    has cut is put right: the old tree gets its name back, if nothing has it, or becomes an old version;
+    trash is finished. To be called under the writer lock.
     """
     began = time.monotonic()
     report, cursor, table = Report("hygiene", root.path, dry_run=run.dry_run), Cursor(root), LockTable()
@@ -283,7 +314,7 @@ def remove_orphans(
             if os.path.join(directory, name) in spare:
                 continue
             try:
-                _tidy(cursor, name, is_dir, table, report)
+                _tidy(cursor, name, is_dir, table, report, run.now())
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -311,26 +342,34 @@ def _temps_in(fd: int) -> list[tuple[str, bool]]:
     ]
 
 
-def _tidy(cursor: Cursor, name: str, is_dir: bool, table: LockTable, report: Report) -> None:
-    """Remove one temp, if it is an orphan, and note it. Raises OSError."""
+def _tidy(cursor: Cursor, name: str, is_dir: bool, table: LockTable, report: Report, now: int) -> None:
+    """Remove one temp, if it is an orphan, or name what a replacement has left, and note it.
+
+    Raises OSError.
+    """
     path, swap = cursor.path(name), _SWAP.fullmatch(name)
+    if swap and (done := _meant(cursor, name, swap[1], int(swap[2], 16), now)):
+        better, reason, said = done
+        if not better:
+            report.anomalies.add(path, reason)
+            return
+        report.planned.add(1, 0)
+        report.victims.add(path, reason, kind="tree", bytes=0)
+        if not report.dry_run:
+            os.rename(name, better, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
+            os.fsync(cursor.fd)
+            report.removed.add(1, 0)
+            report.warnings.append(
+                f"The replacement of {printable(cursor.path(swap[1]))} was cut off; {said}."
+            )
+        return
     would = (_look_at_tree if is_dir else _look_at_file)(cursor, name, table)
     if would.blocked:
         _note(would, would.blocked, report)
         return
-    back = swap[1] if swap and _stat(cursor.fd, swap[1]) is None else ""
-    report.planned.add(1, 0 if back else would.freed)
-    reason = "goes back: its replacement was cut off" if back else "left by a killed writer"
-    kind = "tree" if is_dir else "file"
-    report.victims.add(path, reason, kind=kind, bytes=0 if back else would.freed)
+    report.planned.add(1, would.freed)
+    report.victims.add(path, "left by a killed writer", kind="tree" if is_dir else "file", bytes=would.freed)
     if report.dry_run:
-        return
-    if back:
-        os.rename(name, back, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
-        os.fsync(cursor.fd)
-        report.removed.add(1, 0)
-        shown = printable(cursor.path(back))
-        report.warnings.append(f"The replacement of {shown} was cut off; the old one is back.")
         return
     removal = (_remove_tree if is_dir else _remove_file)(cursor, name)
     if removal.blocked:
@@ -338,6 +377,31 @@ def _tidy(cursor: Cursor, name: str, is_dir: bool, table: LockTable, report: Rep
         _note(removal, removal.blocked, report)
     else:
         report.removed.add(1, removal.freed)
+
+
+def _meant(cursor: Cursor, name: str, target: str, inode: int, now: int) -> tuple[str, str, str] | None:
+    """What the tree that a cut replacement of target left as name is to be called, why, and in words.
+
+    No new name where nobody can tell; None for the new tree that was never put in its place.
+    """
+    there, here = _stat(cursor.fd, target), os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+    if there is None:
+        return target, "goes back: its replacement was cut off", "the old one is back"
+    if here.st_ino == inode:
+        old = old_name(target, now)
+        return (
+            old,
+            "becomes an old version: it was replaced",
+            f"the new one is there, the old one is {printable(old)}",
+        )
+    if there.st_ino == inode:
+        return None
+    # Some file systems number anew at each mount.
+    return (
+        "",
+        f"may be an old version of {printable(target)}, or a new one; look, and remove or rename it",
+        "",
+    )
 
 
 def _note(removal: Removal, blocked: Blocked, report: Report) -> None:

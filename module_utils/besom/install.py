@@ -19,18 +19,16 @@ from .claim import claim
 from .crew import Crew
 from .cutoff import Cut, Cutoff
 from .durable import Draft, Retries, check_name, parts_of
-from .durable_tree import TreeDraft, remove_orphans, tree_draft
+from .durable_tree import AROUND, TreeDraft, old_name, remove_orphans, tree_draft
 from .errors import BesomError, UsageError
 from .extract import Extracted, Limits, extract
 from .fetch import Opener
 from .guard import STOPPED, guarded
 from .installed import (
     ABSENT,
-    AROUND_OLD,
     MARK,
     Mark,
     State,
-    old_name,
     read_state,
     remove_left_links,
     rewrite_mark,
@@ -40,7 +38,7 @@ from .installed import (
 from .locks import LockTable
 from .origin import Origin, digest_of
 from .preflight import DEFAULT_EXPAND, Need, preflight
-from .report import Report, Tally
+from .report import Report
 from .root import Root
 from .run import Run
 from .transfer import DEFAULT_RETRIES, Figures, Source, Transfer, look
@@ -79,7 +77,7 @@ class InstallRequest:
         """Raise UsageError for names that cannot be."""
         for name, what in ((self.name, "name"), (self.current, "current")):
             if name or what == "name":
-                check_name(root.fd, name, AROUND_OLD)
+                check_name(root.fd, name, AROUND)
             if name.startswith("."):
                 raise UsageError(f"{what}: {printable(name)} begins with a dot, as besom's own names do.")
         if self.current == self.name:
@@ -194,7 +192,9 @@ class _Install:
         source, report = self._request.source, self._report
         state = report.before = report.after = self._state()
         # What a download can be gone on with is not left over, as long as there may be one.
-        self._tidy(parts_of(self._root.fd, self._request.name) if source else ())
+        if self._tidy(parts_of(self._root.fd, self._request.name) if source else ()):
+            # An old version may have come to light.
+            state = self._state()
         missing = source is not None and self._is_missing(source, state.mark)
         if self._run.dry_run:
             self._predict(source, state, missing)
@@ -236,7 +236,7 @@ class _Install:
             )
         else:
             # What earlier runs have left is gone on with, or (in a dry run) would be removed before.
-            size = answer.size + int(answer.size * request.expand) - self._left(()).bytes
+            size = answer.size + int(answer.size * request.expand) - self._left(()).planned.bytes
             preflight([Need(self._root.path, max(size, 0))], None, request.reserve).require()
         return True
 
@@ -304,18 +304,20 @@ class _Install:
             finally:
                 self._run = run
 
-    def _left(self, spare: Collection[str]) -> Tally:
+    def _left(self, spare: Collection[str]) -> Report:
         """What killed writers have left, but spare."""
-        return remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare).planned
+        return remove_orphans(self._root, replace(self._run, dry_run=True), spare=spare)
 
-    def _tidy(self, spare: Collection[str]) -> None:
+    def _tidy(self, spare: Collection[str]) -> bool:
         """Remove what killed writers have left, but spare; the lock is taken only where there is such."""
-        if self._run.dry_run or not self._left(spare).entries:
-            return
+        if self._run.dry_run or not self._left(spare).planned.entries:
+            return False
         with self._locked():
             done = remove_orphans(self._root, self._run, spare=spare)
         self._report.warnings += done.warnings
+        self._report.anomalies.extend(done.anomalies)
         self._report.anomalies.extend(done.failures)
+        return True
 
     def _fetch_and_commit(self, source: Source, state: State) -> None:
         root, request, report = self._root, self._request, self._report

@@ -7,12 +7,12 @@ import json
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 
 from .durable import draft, failed, sync_directory
+from .durable_tree import is_old
 from .errors import UsageError
 from .origin import Origin
 from .root import Root, open_directory
@@ -22,9 +22,6 @@ from .units import printable
 MARK = ".besom-installed"
 # A link on its way to its name; under the writer lock there is none but one that a crash has left.
 LINK = re.compile(r"\.besom-link-[0-9a-f]{16}")
-_OLD = ".besom-old-{}-"
-_STAMP = r"\d{8}T\d{6}\.\d{6}"
-AROUND_OLD = len(_OLD.format("")) + len("20260101T000000.000000")
 _MOST_MARK = 64 * 1024
 NOWHERE = Origin("")
 
@@ -134,19 +131,12 @@ def read_state(root: Root, name: str, current: str = "") -> State:
                 raise UsageError(
                     f"{_shown(root, current)} is not a symlink; move it away, or choose another current."
                 ) from None
-    pattern = re.compile(re.escape(_OLD.format(name)) + _STAMP, re.DOTALL)
     old = sorted(
         entry.name
         for entry in _entries(root)
-        if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        if is_old(entry.name, name) and entry.is_dir(follow_symlinks=False)
     )
     return State(st is not None, read_mark(root, name) if st else None, tuple(old), link)
-
-
-def old_name(name: str, now: int) -> str:
-    """The name that a tree gets when another takes its place; now in ns since the epoch."""
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9))
-    return f"{_OLD.format(name)}{stamp}.{now % 10**9 // 1000:06}"
 
 
 def switch(root: Root, current: str, name: str | None) -> None:

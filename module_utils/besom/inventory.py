@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from .locks import LockTable
 from .owner_file import OWNED
-from .report import Noted
+from .report import CAP, Noted
 from .root import Root
 from .run import Forecast, Run
 from .selection import CHUNK, Chunk
@@ -39,6 +39,8 @@ from .units import printable
 
 OLDEST = -(2**63)
 YOUNGEST = 2**63 - 1
+# As many anomalies are named to somebody who asks for all.
+ALL = 100_000
 
 
 @dataclass
@@ -153,14 +155,17 @@ def read_files(
     horizon: int = YOUNGEST,
     grace: int = YOUNGEST,
     only: re.Pattern[str] | None = None,
+    whole: bool = False,
 ) -> Inventory:
     """The inventory of layout `files`: every regular file and symlink, however deep.
 
     lru: age is the later of atime and mtime. horizon: an entry whose key (ns) is not below it is
     counted and not listed; grace: the youngest key that may go. only: other names are no entries.
+    whole: chunks have the entries that could not be removed as well, and every anomaly is named.
     Raises Interrupted between two directories.
     """
     found, forecast = Inventory(root, by_mtime=not lru), run.forecast
+    found.anomalies.cap = ALL if whole else CAP
     cursor, table = Cursor(root), LockTable()
     mounted, locked, links = cursor.mounted, table.inodes, found.links
     # The index of each directory on the way from the root to where the cursor stands.
@@ -243,10 +248,12 @@ def read_files(
                     holder = table.holder(st.st_dev, st.st_ino)
                     if holder:
                         found.kept.add(cursor.path(name), f"in use: locked by {holder}")
-                        continue
+                        if not whole:
+                            continue
                 if forbidden or (sticky and sticky_forbids(own, st)):
                     unremovable += 1
-                    continue
+                    if not whole:
+                        continue
                 if chunk is None or chunk.device != st.st_dev or len(chunk.mtime) >= CHUNK:
                     chunk = found.room(st.st_dev)
                 if link is not None:
@@ -297,6 +304,7 @@ def read_trees(
     horizon: int = YOUNGEST,
     grace: int = YOUNGEST,
     thorough: bool = False,
+    whole: bool = False,
 ) -> Inventory:
     """The inventory of layout `trees`: each directory in the root, whole.
 
@@ -304,6 +312,7 @@ def read_trees(
     usage and is never an entry.
     """
     found, forecast = Inventory(root, by_mtime=False), run.forecast
+    found.anomalies.cap = ALL if whole else CAP
     cursor, table = Cursor(root), LockTable()
     listed: list[tuple[int, int, str, Measure]] = []
     links = found.links
@@ -344,13 +353,15 @@ def read_trees(
         found.span(key, key)
         if key >= horizon:
             found.young += key > grace
-        elif one.blocked:
-            found.note(one.blocked)
-        elif not writable:
-            found.note(Blocked(cursor.path(name), "cannot be removed: the store cannot be written", True))
-        elif sticky_forbids(sticky, own):
-            found.note(Blocked(cursor.path(name), "belongs to another user, in a sticky directory", True))
-        else:
+            continue
+        blocked = one.blocked
+        if not (blocked or writable):
+            blocked = Blocked(cursor.path(name), "cannot be removed: the store cannot be written", True)
+        elif not blocked and sticky_forbids(sticky, own):
+            blocked = Blocked(cursor.path(name), "belongs to another user, in a sticky directory", True)
+        if blocked:
+            found.note(blocked)
+        if whole or not blocked:
             listed.append((key, one.inode, name, one))
             if one.shared:
                 found.shared[name] = one.shared

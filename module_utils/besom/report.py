@@ -29,25 +29,26 @@ class Tally:
 
 @dataclass
 class Noted:
-    """Paths with a reason each: the first CAP of them, and how many there were."""
+    """Paths with a reason each: the first of them (at most cap), and how many there were."""
 
     items: list[dict[str, Any]] = field(default_factory=list)
     total: int = 0
+    cap: int = CAP
 
     def add(self, path: str | bytes, reason: str, count: int = 1, **more: Any) -> None:
         self.total += count
-        if len(self.items) < CAP:
+        if len(self.items) < self.cap:
             self.items.append({"path": printable(path), "reason": reason, **more})
 
     def discard(self, path: str | bytes) -> None:
-        """Take back a path that was added; past CAP only the total knows of it."""
+        """Take back a path that was added; past cap only the total knows of it."""
         self.total -= 1
         shown = printable(path)
         self.items = [item for item in self.items if item["path"] != shown]
 
     def extend(self, other: Noted) -> None:
         self.total += other.total
-        self.items.extend(other.items[: CAP - len(self.items)])
+        self.items.extend(other.items[: max(0, self.cap - len(self.items))])
 
 
 @dataclass

@@ -142,6 +142,23 @@ def printable(path: str | bytes) -> str:
     return "".join(map(_escape, name))
 
 
+def from_printable(text: str) -> str:
+    r"""The name that printable() has written as text: `\\` is a backslash, `\xNN` a byte, all else itself.
+
+    Raises UsageError for a backslash that stands for nothing: what was meant cannot be told.
+    """
+
+    def meant(match: re.Match[bytes]) -> bytes:
+        mark = match.group(1)
+        if not mark:
+            raise UsageError(
+                f"{_quoted(text)} has a lone backslash; write a backslash as two of them, a byte as \\xNN."
+            )
+        return mark if mark == b"\\" else bytes.fromhex(mark[1:].decode())
+
+    return os.fsdecode(re.sub(rb"\\(\\|x[0-9a-fA-F]{2}|)", meant, os.fsencode(text)))
+
+
 def _escape(char: str) -> str:
     if char == "\\":
         return "\\\\"

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from besom import __version__
 from besom.errors import BesomError
+from besom.policy import LAYOUTS
 from besom.shutdown import Shutdown
 
 SIZES = "Sizes: 500, 500B, 10K, 1.5GiB (K = KB = KiB = 1024). Durations: 90, 90s, 15m, 24h, 7d, 2w."
@@ -23,16 +24,35 @@ STATUSES = (
 )
 
 
+# Those of listing.py, which need not be loaded for them.
+SORTS = ("age", "size", "id", "group")
 # Where a command is that has a file of its own.
-_OWN_ROOM = ("config", "daemon", "drain", "housekeep", "install", "lock", "sync", "unmount")
+_OWN_ROOM = (
+    *("config", "daemon", "drain", "housekeep", "install", "list"),
+    *("lock", "stats", "sync", "unmount"),
+)
 _ROOMS = {name: f"{name}_command" for name in _OWN_ROOM}
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, and where to read on."""
 
+    _mixing = False
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Options may stand between the words of a list, as in `purge STORE --yes ID`; not so where a word
+        # after -- may begin with a dash, nor where there are commands to come.
+        commands = any(action.nargs == argparse.PARSER for action in self._actions)
+        if self._mixing or commands or "--" in args:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
 
 def _common(default: Any) -> Parser:
@@ -62,6 +82,23 @@ def _policy(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-entries", metavar="N", help="how many entries may stay")
     group.add_argument("--min-age", metavar="DUR", help="younger entries never go")
     group.add_argument("--order", choices=("oldest", "lru"), help="by mtime (default), or by last use")
+
+
+def _store(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """STORE|PATH, and what says how a PATH is to be read."""
+    if several:
+        parser.add_argument(
+            "stores", metavar="STORE|PATH", nargs="*", help="instead of all that are configured"
+        )
+    else:
+        parser.add_argument(
+            "store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)"
+        )
+    parser.add_argument("--layout", choices=LAYOUTS, help="what an entry is; a PATH needs it")
+    if "sessions" in LAYOUTS:
+        parser.add_argument(
+            "--group-key", metavar="KEY", help="the key of metadata that names a session's group"
+        )
 
 
 def build_parser() -> Parser:
@@ -119,8 +156,7 @@ def build_parser() -> Parser:
         "bring a store under its limits, oldest first",
         "Remove the oldest entries of a store until it is under every limit, and not one more.",
     )
-    one.add_argument("store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)")
-    one.add_argument("--layout", choices=("files", "trees"), help="what an entry is; a PATH needs it")
+    _store(one)
     _policy(one)
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
@@ -206,6 +242,37 @@ def build_parser() -> Parser:
 
     one = command("info", "usage by store", "Show usage, limits, ages and lock holders. Changes nothing.")
     one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
+
+    one = command(
+        "list",
+        "the entries of a store, the oldest first",
+        "List what is in a store with age, size and id, in the order in which a prune would take it. Ids "
+        "are paths relative to the store (files) or names (trees, sessions).",
+    )
+    _store(one)
+    group = one.add_argument_group("which entries, and how")
+    group.add_argument("--older-than", metavar="DUR", help="only entries older than this")
+    group.add_argument("--newer-than", metavar="DUR", help="only entries younger than this")
+    group.add_argument("--larger-than", metavar="SIZE", help="only entries larger than this")
+    group.add_argument("--smaller-than", metavar="SIZE", help="only entries smaller than this")
+    group.add_argument("--group", metavar="GROUP", help="only sessions of this group")
+    group.add_argument(
+        "--sort",
+        choices=SORTS,
+        default="age",
+        help="oldest first (default), largest first, or by id or group",
+    )
+    group.add_argument("--reverse", action="store_true", help="the other way round")
+    group.add_argument("--limit", metavar="N", help="only the first N")
+    group.add_argument("--anomalies", action="store_true", help="instead: what no prune ever takes, and why")
+
+    one = command(
+        "stats",
+        "how much is in the stores, of which age and group",
+        "Show totals, a histogram of ages and, for sessions, sums by group. On a terminal the histogram has "
+        "bars, which go by entries. Changes nothing.",
+    )
+    _store(one, several=True)
 
     one = command(
         "housekeep",

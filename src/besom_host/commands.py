@@ -15,7 +15,7 @@ from besom.errors import UsageError
 from besom.fetch import check_url, plain_opener
 from besom.housekeep import Outcome, check_roots, perform
 from besom.info import inspect
-from besom.policy import DEFAULT_OLDER_THAN, POLICY_KEYS, Store, Temps, read_store, read_temps
+from besom.policy import DEFAULT_OLDER_THAN, LAYOUTS, POLICY_KEYS, Store, Temps, read_store, read_temps
 from besom.preflight import Need, preflight
 from besom.prune import Request, orphans_of, prune
 from besom.report import Report
@@ -38,6 +38,8 @@ from .progress import Bar
 from .shared_lock import backend_of, redis_locks_of
 from .waiting import Deadline, wait_for
 
+# What the command line can say of a store.
+STORE_FLAGS = ("layout", *POLICY_KEYS)
 # Where the work is, and the work itself, which takes run=.
 Work = tuple[str, Callable[..., Report]]
 
@@ -104,27 +106,32 @@ def sweep_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
     check_roots([], temps, skip_missing=False)
     work: list[Work] = [(area.path, partial(sweep, area)) for area in temps]
-    return finish(options, _perform(options, config, shutdown, work, options.dry_run, skip_missing=False), {})
+    return finish(
+        options, carry_out(options, config, shutdown, work, options.dry_run, skip_missing=False), {}
+    )
 
 
 def prune_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
-    flags = {key: value for key in ("layout", *POLICY_KEYS) if (value := getattr(options, key)) is not None}
+    store = store_of(options, config, options.store)
     configured = "/" not in options.store
-    if configured:
-        values = {**_named(config, options.store), **flags}
-        where = ""
-    else:
-        path = absolute(options.store)
-        values = {"path": path, "lock_backend": backend_of(config, path), **flags}
-        where = "prune: "
-        if "layout" not in flags:
-            raise UsageError("A PATH needs --layout files or --layout trees.")
-    store = read_store(values, where)
     check_roots([store], [], skip_missing=configured)
     work: list[Work] = [(store.path, partial(prune, Request(store)))]
-    outcome = _perform(options, config, shutdown, work, options.dry_run, skip_missing=configured)
+    outcome = carry_out(options, config, shutdown, work, options.dry_run, skip_missing=configured)
     return finish(options, outcome, {store.path: store.noun})
+
+
+def store_of(options: Namespace, config: Config, word: str, limits_required: bool = True) -> Store:
+    """The store that a STORE or PATH of the command line names, under the flags. Raises UsageError."""
+    flags = {key: value for key in STORE_FLAGS if (value := getattr(options, key, None)) is not None}
+    if "/" not in word:
+        return read_store({**_named(config, word), **flags}, "", limits_required)
+    path = absolute(word)
+    if "layout" not in flags:
+        layouts = [f"--layout {layout}" for layout in LAYOUTS]
+        raise UsageError(f"A PATH needs {', '.join(layouts[:-1])} or {layouts[-1]}.")
+    values = {"path": path, "lock_backend": backend_of(config, path), **flags}
+    return read_store(values, f"{options.command}: ", limits_required)
 
 
 def _named(config: Config, name: str) -> Any:
@@ -143,7 +150,7 @@ def path_of(config: Config, word: str) -> str:
     return absolute(word) if "/" in word else str(_named(config, word)["path"])
 
 
-def _chosen(options: Namespace, config: Config) -> tuple[list[Store], list[Temps]]:
+def chosen(options: Namespace, config: Config) -> tuple[list[Store], list[Temps]]:
     """The stores that are named, or else all stores and temp areas."""
     if options.stores:
         for name in options.stores:
@@ -159,7 +166,7 @@ def _chosen(options: Namespace, config: Config) -> tuple[list[Store], list[Temps
 
 def clean_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
-    stores, temps = _chosen(options, config)
+    stores, temps = chosen(options, config)
     check_roots(stores, temps)
     if options.all and not (options.dry_run or options.yes) and not sys.stdin.isatty():
         raise UsageError("--all empties the stores; confirm that with --yes, or look first with --dry-run.")
@@ -171,12 +178,12 @@ def clean_command(options: Namespace, shutdown: Shutdown) -> int:
         nouns[store.path] = store.noun if options.all else "orphaned downloads"
         work.append((store.path, partial(prune, request)))
     if options.all and not (options.dry_run or options.yes):
-        preview = _perform(options, config, shutdown, work, dry_run=True)
+        preview = carry_out(options, config, shutdown, work, dry_run=True)
         text = removal_text(preview.reports, nouns, dry_run=True)
         if text and not confirmed(text, "Remove all of this?", shutdown):
             say("Nothing was removed.")
             return 0
-    return finish(options, _perform(options, config, shutdown, work, options.dry_run), nouns)
+    return finish(options, carry_out(options, config, shutdown, work, options.dry_run), nouns)
 
 
 def confirmed(text: str, question: str, shutdown: Shutdown) -> bool:
@@ -189,7 +196,7 @@ def confirmed(text: str, question: str, shutdown: Shutdown) -> bool:
 
 def info_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
-    stores, temps = _chosen(options, config)
+    stores, temps = chosen(options, config)
     bar = bar_of(options)
     with bar or Bar():
         found = inspect(stores, temps, run_of(options, config, shutdown, bar, dry_run=True))
@@ -233,7 +240,7 @@ def info_command(options: Namespace, shutdown: Shutdown) -> int:
     return 0
 
 
-def _perform(
+def carry_out(
     options: Namespace,
     config: Config,
     shutdown: Shutdown,
@@ -254,7 +261,7 @@ def finish(
 ) -> int:
     """Print what came of it, as text or JSON (with more figures, if given); returns the exit status."""
     total = outcome.to_dict(options.command)
-    if options.command == "prune" and outcome.reports:
+    if options.command in ("prune", "purge") and outcome.reports:
         total = outcome.reports[0].to_dict()
     for warning in total["warnings"]:
         say(f"warning: {warning}")

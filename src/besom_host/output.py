@@ -38,7 +38,7 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]
     ]
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number} {noun[:-1] if number == 1 else noun}"
 
 
@@ -54,7 +54,7 @@ def removal_lines(report: Report, noun: str) -> list[tuple[str, str]]:
             rows.append((victim["path"] + slash, f"{victim['reason']}, {format_size(victim['bytes'])}"))
         return rows
     path = printable(report.store).rstrip("/") + "/"
-    return [(path, f"{_count(tally.entries, noun)}, {format_size(tally.bytes)}")]
+    return [(path, f"{counted(tally.entries, noun)}, {format_size(tally.bytes)}")]
 
 
 def removal_text(reports: Sequence[Report], nouns: Mapping[str, str], dry_run: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from typing import Callable
 
@@ -11,6 +10,7 @@ from besom.redis_lock import RedisLock, redis_locks
 from besom.root import Root
 
 from .config import Config
+from .state import import_portalocker
 
 
 def backend_of(config: Config, path: str) -> str:
@@ -37,9 +37,8 @@ def redis_locks_of(config: Config) -> Callable[[str], RedisLock] | None:
 
 def _lock(url: str, path: str) -> RedisLock:
     # 100 ms that only such a store needs.
-    tempfile.tempdir = tempfile.tempdir or "/tmp"  # noqa: S108 (as in state.py)
     try:
-        import portalocker
+        portalocker = import_portalocker()
         import redis
     except ImportError:
         raise UsageError(

@@ -6,27 +6,34 @@ reader needs no lock; trigger counts the runs that were asked for.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
-import tempfile
 import time
 import weakref
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, Callable
 
 from besom.errors import BesomError, UsageError
 from besom.units import printable
 
 from .process import Process
 
-# portalocker looks for a temporary directory as it is imported; a full disk and a sandbox have none.
-tempfile.tempdir = tempfile.tempdir or "/tmp"  # noqa: S108
-import portalocker  # noqa: E402
-
 STOPPED, STARTING, IDLE, RUNNING, DRAINING = "stopped", "starting", "idle", "running", "draining"
 # A look at the lock by status holds it for an instant.
 _PATIENCE_S = 1.0
+
+
+def import_portalocker() -> Any:
+    """The package portalocker, which brings redis along where that is installed: 100 ms to import."""
+    import tempfile
+
+    # It looks for a temporary directory as it is imported; a full disk and a sandbox have none.
+    tempfile.tempdir = tempfile.tempdir or "/tmp"  # noqa: S108
+    import portalocker
+
+    return portalocker
 
 
 class AlreadyRuns(BesomError):
@@ -125,7 +132,17 @@ class StateDir:
         self.prepare()
         file = os.fdopen(self._open(name, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
         os.fchmod(file.fileno(), 0o600)
-        if not _lock(file):
+        portalocker = import_portalocker()
+        flags = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
+
+        def attempt() -> bool:
+            try:
+                portalocker.lock(file, flags)
+            except portalocker.LockException:
+                return False
+            return True
+
+        if not _patiently(attempt):
             pid = file.read(20).split("\n")[0]
             file.close()
             who = f", pid {pid}" if pid.isdigit() else ""
@@ -150,7 +167,7 @@ class StateDir:
         except OSError:
             return False
         with os.fdopen(fd) as file:
-            return not _try_lock(file, portalocker.LockFlags.SHARED)
+            return not _try_lock(file, fcntl.LOCK_SH)
 
     def observe(self) -> Status:
         """How the daemon is, whatever became of the one that wrote the files."""
@@ -206,7 +223,7 @@ class StateDir:
         """Ask for one more run; returns its number. Raises BesomError where that cannot be written."""
         try:
             with os.fdopen(self._open("trigger", os.O_RDWR | os.O_CREAT), "r+") as file:
-                if not _lock(file):
+                if not _patiently(lambda: _try_lock(file, fcntl.LOCK_EX)):
                     raise BesomError(f"{printable(self._at('trigger'))} stays locked by another program.")
                 number = self.asked() + 1
                 # One write of a fixed width: a reader sees the old number or the new one.
@@ -241,19 +258,20 @@ def _close_descriptor(file: IO[str] | None, owner: int) -> None:
         os.close(file.fileno())
 
 
-def _lock(file: IO[str]) -> bool:
-    """Lock a file; False when another process has it for longer than a look takes."""
+def _patiently(attempt: Callable[[], bool]) -> bool:
+    """Attempt to lock; False when another process has the lock for longer than a look takes."""
     deadline = time.monotonic() + _PATIENCE_S
-    while not _try_lock(file, portalocker.LockFlags.EXCLUSIVE):
+    while not attempt():
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.01)
     return True
 
 
-def _try_lock(file: IO[str], flag: portalocker.LockFlags) -> bool:
+def _try_lock(file: IO[str], operation: int) -> bool:
+    """Ask for the lock that portalocker takes by default, flock(2), without the time of its import."""
     try:
-        portalocker.lock(file, flag | portalocker.LockFlags.NON_BLOCKING)
-    except portalocker.LockException:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except OSError:
         return False
     return True

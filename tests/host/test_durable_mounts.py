@@ -12,8 +12,8 @@ import pytest
 
 from besom import durable_tree
 from besom.durable import draft, write_durably
-from besom.durable_tree import remove_orphans, tree_draft
-from besom.installed import old_name, read_state, remove_left_links
+from besom.durable_tree import old_name, remove_orphans, tree_draft
+from besom.installed import read_state, remove_left_links
 from besom.inventory import Inventory, read_files, read_trees
 from besom.root import Root
 from besom.run import Run

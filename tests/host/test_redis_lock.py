@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -182,6 +183,15 @@ def test_a_daemon_whose_redis_is_away_says_so_and_lives_on(host: Host, server: S
     assert host.daemon("wait", "--timeout", "60s").status == 0
     assert host.daemon("status")["last_run"]["outcome"] == "done"
     assert list(host.store.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["daemon status", "daemon trigger", "info"])
+def test_who_takes_no_shared_lock_waits_for_no_redis(host: Host, words: str) -> None:
+    host.configure()
+    command = [BESOM[0], "-X", "importtime", *host.command(*words.split())[1:]]
+    done = subprocess.run(command, env=host.environment(), capture_output=True, text=True, check=False)
+    assert "besom_host.cli" in done.stderr
+    assert not {"redis", "portalocker"} & set(re.findall(r"\w+", done.stderr))
 
 
 def test_no_secret_of_a_url_is_ever_shown(host: Host) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from besom import durable_tree
 from besom.durable import Retries, draft
-from besom.durable_tree import TreeDraft, remove_orphans, tree_draft
+from besom.durable_tree import TreeDraft, is_old, remove_orphans, tree_draft
 from besom.errors import BesomError, UsageError
 from besom.report import Report
 from besom.root import Root
@@ -24,7 +24,7 @@ from besom.run import Run
 HEX = "0123456789abcdef"
 TREE = f".temp-app-{HEX}"
 PART = f".data.{HEX}.part"
-SWAP = f".besom-swap-app-{HEX}"
+SWAP = ".besom-swap-app-{:x}-01234567"
 TRASH = f".besom-trash-{HEX}"
 
 
@@ -124,9 +124,11 @@ def test_a_tree_is_exchanged_in_one_step_where_the_kernel_can(root: Root, area: 
     assert tops(area) == ["app"]
 
 
-# After an exchange one rename puts the old tree aside; without it there are three.
+# One rename before an exchange and one after it; without it there are five.
 @pytest.mark.parametrize(
-    ("way", "nth"), [("exchange", 0), ("swap", 0), ("swap", 1), ("swap", 2)], indirect=["way"]
+    ("way", "nth"),
+    [*(("exchange", nth) for nth in range(2)), *(("swap", nth) for nth in range(5))],
+    indirect=["way"],
 )
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("number", [errno.EIO, errno.EBUSY])
@@ -258,7 +260,7 @@ def test_no_tree_is_put_aside_over_another(root: Root, area: Any) -> None:
     assert content(area) == "old"
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "x" * 227, TREE, ".besom-old-app-1"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "x" * 218, TREE, ".besom-old-app-1"])
 def test_names_that_cannot_be_published_are_refused_at_once(root: Root, area: Any, name: str) -> None:
     with pytest.raises(UsageError), tree_draft(root, name):
         pass
@@ -267,7 +269,7 @@ def test_names_that_cannot_be_published_are_refused_at_once(root: Root, area: An
 
 @pytest.mark.usefixtures("way")
 def test_the_longest_name_works(root: Root, area: Any) -> None:
-    name = os.fsdecode(b"\xff" * 226)
+    name = os.fsdecode(b"\xff" * 217)
     for _ in range(2):
         with tree_draft(root, name) as one:
             fill(one)
@@ -358,21 +360,59 @@ def test_hygiene_does_not_leave_its_root(
     assert outside.names() == [PART]
 
 
-def test_a_swap_that_was_cut_off_is_put_right(root: Root, area: Any, make_run: Callable[..., Run]) -> None:
-    install(root, "old")
-    os.rename(area.at("app"), area.at(SWAP))
+def cut_off(root: Root, area: Any, make_run: Callable[..., Run], swap: str) -> Report:
+    """The hygiene after a replacement that left what is named swap; what it does is foretold."""
     foretold = tidy(root, make_run, dry_run=True)
-    assert (foretold.warnings, tops(area)) == ([], [SWAP])
+    assert swap in tops(area)
     report = tidy(root, make_run)
-    assert foretold.changed
     assert foretold.planned == report.planned == report.removed
-    assert "the old one is back" in report.warnings[0]
+    assert (foretold.warnings, foretold.changed) == ([], report.changed)
+    return report
+
+
+def test_an_old_tree_that_made_room_in_vain_is_put_back(
+    root: Root, area: Any, make_run: Callable[..., Run]
+) -> None:
+    install(root, "old")
+    swap = SWAP.format(os.stat(area.at("app")).st_ino)
+    os.rename(area.at("app"), area.at(swap))
+    assert "the old one is back" in cut_off(root, area, make_run, swap).warnings[0]
     assert tops(area) == ["app"]
     assert content(area) == "old"
-    area.tree(SWAP)
-    assert tidy(root, make_run).removed.entries == 1
+
+
+def test_an_old_tree_that_was_replaced_and_not_named_becomes_an_old_version(
+    root: Root, area: Any, make_run: Callable[..., Run]
+) -> None:
+    install(root, "old")
+    swap = SWAP.format(os.stat(area.at("app")).st_ino)
+    os.rename(area.at("app"), area.at(swap))
+    install(root, "new")
+    assert "the old one is .besom-old-app-" in cut_off(root, area, make_run, swap).warnings[0]
+    old, new = tops(area)
+    assert is_old(old, "app")
+    assert (content(area, old), content(area, new)) == ("old", "new")
+
+
+def test_a_new_tree_that_was_not_put_in_its_place_goes(
+    root: Root, area: Any, make_run: Callable[..., Run]
+) -> None:
+    install(root, "old")
+    area.tree(swap := SWAP.format(os.stat(area.at("app")).st_ino))
+    assert cut_off(root, area, make_run, swap).removed.entries == 1
     assert tops(area) == ["app"]
     assert content(area) == "old"
+
+
+def test_where_nobody_can_tell_the_old_tree_from_the_new_one_both_stay(
+    root: Root, area: Any, make_run: Callable[..., Run]
+) -> None:
+    install(root, "one")
+    area.tree(swap := SWAP.format(0))
+    report = cut_off(root, area, make_run, swap)
+    assert (report.changed, report.anomalies.total) == (False, 1)
+    assert "may be an old version of app" in report.anomalies.items[0]["reason"]
+    assert tops(area) == [swap, "app"]
 
 
 def test_where_flock_keeps_nobody_out_no_temp_is_an_orphan(

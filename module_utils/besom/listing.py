@@ -1,0 +1,130 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a store holds, entry by entry: chosen, sorted and counted. Only inspects, and takes no lock."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Optional
+
+from .inventory import Inventory, read_files, read_trees
+from .policy import Store
+from .report import Tally
+from .root import Root
+from .run import Run
+from .selection import Chunk
+
+SORTS = ("age", "size", "id", "group")
+_HOUR, _DAY = 3600 * 10**9, 86400 * 10**9
+# The upper bounds (ns) of the bars in a histogram of ages; the last bar has none.
+AGES = (_HOUR, _DAY, 7 * _DAY, 30 * _DAY, 90 * _DAY, 365 * _DAY)
+
+
+class Entry(NamedTuple):
+    """One entry: key is its age by the order of its store (ns since the epoch), bytes are allocated ones."""
+
+    id: str
+    key: int
+    bytes: int
+    group: Optional[str] = None  # of sessions; None: it names none  # noqa: UP045 (3.9 evaluates this)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which entries: all conditions hold that are given. Ages in ns, sizes in bytes, bounds excluded."""
+
+    older_than: int | None = None
+    newer_than: int | None = None
+    larger_than: int | None = None
+    smaller_than: int | None = None
+    group: str | None = None
+
+
+@dataclass
+class Statistics:
+    """All entries of a store, by group (of sessions; None: those that name none), and by age as in AGES."""
+
+    total: Tally = field(default_factory=Tally)
+    groups: dict[str | None, Tally] = field(default_factory=dict)
+    ages: list[Tally] = field(default_factory=lambda: [Tally() for _ in range(len(AGES) + 1)])
+
+
+def read_whole(store: Store, root: Root, run: Run) -> Inventory:
+    """All of the store open as root, what a prune would keep included."""
+    read = read_files if store.layout == "files" else read_trees
+    return read(root, run, store.policy.order == "lru", whole=True)
+
+
+class Listing:
+    """The wanted entries of an inventory, as they are at now (ns). Memory: one small tuple for each."""
+
+    def __init__(self, found: Inventory, now: int, wanted: Wanted = Wanted()) -> None:
+        self._found, self._now, self._wanted = found, now, wanted
+        self._names: dict[int, list[str]] = {}
+        self._places: dict[int, str] = {}
+        self.matched = Tally()
+        for chunk in found.chunks:
+            for i in self._matching(chunk):
+                self.matched.add(1, chunk.bytes[i])
+
+    def _matching(self, chunk: Chunk) -> Iterator[int]:
+        wanted, now = self._wanted, self._now
+        oldest = -(2**64) if wanted.newer_than is None else now - wanted.newer_than
+        newest = 2**64 if wanted.older_than is None else now - wanted.older_than
+        least = -1 if wanted.larger_than is None else wanted.larger_than
+        most = 2**64 if wanted.smaller_than is None else wanted.smaller_than
+        for i, (key, size) in enumerate(zip(chunk.key, chunk.bytes)):
+            if oldest < key < newest and least < size < most:
+                yield i
+
+    def sorted(self, sort: str = "age", reverse: bool = False, limit: int | None = None) -> Iterator[Entry]:
+        """The entries: by age the oldest first, by size the largest, by id and group as characters go.
+
+        Equals follow in the order of removal. limit: only the first so many, which costs no memory for
+        the others.
+        """
+        rows = self._rows(sort)
+        if limit is None:
+            chosen = sorted(rows, reverse=reverse)
+        else:
+            chosen = (heapq.nlargest if reverse else heapq.nsmallest)(limit, rows)
+        return (self._entry(row[-2], row[-1]) for row in chosen)
+
+    def _rows(self, sort: str) -> Iterator[tuple[object, int, int, int, int]]:
+        """(what is sorted by, age, inode, chunk, position) of each entry."""
+        for n, chunk in enumerate(self._found.chunks):
+            names = chunk.names if sort == "id" else []
+            for i in self._matching(chunk):
+                key = chunk.key[i]
+                by: object = key
+                if sort == "size":
+                    by = -chunk.bytes[i]
+                elif sort == "id":
+                    by = self._id(chunk, names, i)
+                yield by, key, chunk.inode[i], n, i
+
+    def _id(self, chunk: Chunk, names: list[str], i: int) -> str:
+        """The id of an entry: the path of a file relative to its store, the name of a tree."""
+        where = chunk.where[i]
+        if where not in self._places:
+            self._places[where] = "/".join(self._found.names[d] for d in self._found.chain(where))
+        return os.path.join(self._places[where], names[i])
+
+    def _entry(self, n: int, i: int) -> Entry:
+        chunk = self._found.chunks[n]
+        if n not in self._names:
+            self._names[n] = chunk.names
+        return Entry(self._id(chunk, self._names[n], i), chunk.key[i], chunk.bytes[i])
+
+
+def statistics(found: Inventory, now: int) -> Statistics:
+    """The figures of an inventory, as they are at now (ns)."""
+    result = Statistics()
+    result.total.add(found.entries, found.usage)
+    for chunk in found.chunks:
+        for key, size in zip(chunk.key, chunk.bytes):
+            age = now - key
+            result.ages[sum(age >= bound for bound in AGES)].add(1, size)
+    return result
