@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import select
 import socket
 import threading
@@ -20,6 +22,8 @@ from .cutoff import Cutoff
 _Server = tuple[str, str, "int | None"]
 # Bytes that are read at once as long as the head is not there.
 _HEAD = 8192
+# How soon one that is not connected yet heeds a signal.
+_STEP_MS = 50
 
 
 class _Wire(io.RawIOBase):
@@ -78,7 +82,7 @@ class _Response(HTTPResponse):
 
     def readinto1(self, buffer: Any) -> int:
         """As read1 reads, straight into buffer once what came with the head is handed on."""
-        if self.fp is None or self.chunked or not self.length or len(buffer) < _HEAD:
+        if self.isclosed() or self.chunked or not self.length or len(buffer) < _HEAD:
             return super().readinto1(buffer)
         room = memoryview(buffer)[: self.length]
         if self._began:
@@ -120,22 +124,37 @@ class _Line(HTTPConnection):
             self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
 
     def _dial(self) -> socket.socket:
-        """As socket.create_connection does."""
+        """A socket that is connected to one of the host's addresses."""
         last: Exception = OSError("its name leads nowhere")
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         for family, kind, protocol, _name, address in found:
             with ExitStack() as failed:
                 sock = failed.enter_context(socket.socket(family, kind, protocol))
-                sock.settimeout(self.timeout)
-                self._wait(sock)
                 try:
-                    sock.connect(address)
+                    self._connect(sock, address)
                 except OSError as error:
                     last = error
                     continue
                 failed.pop_all()
+                self._wait(sock)
                 return sock
         raise last
+
+    def _connect(self, sock: socket.socket, address: Any) -> None:
+        # In steps: what is not connected yet cannot be hung up.
+        deadline, steps = time.monotonic() + float(self.timeout or 0), select.poll()
+        sock.setblocking(False)
+        number = sock.connect_ex(address)
+        steps.register(sock, select.POLLOUT)
+        while number == errno.EINPROGRESS:
+            if self.cutoff:
+                self.cutoff.begin()
+            _limit(sock, deadline)
+            if steps.poll(_STEP_MS):
+                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            raise OSError(number, os.strerror(number))
+        sock.settimeout(self.timeout)
 
     def _wait(self, sock: socket.socket) -> None:
         """From now on it waits for the server."""

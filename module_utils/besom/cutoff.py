@@ -46,7 +46,6 @@ class Cutoff:
     def _hang_up(lines: set[int]) -> None:
         for fd in lines:
             with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-                # Of one that is being connected that is the end, too.
                 connection.shutdown(socket.SHUT_RDWR)
 
     def check(self) -> None:

@@ -200,7 +200,6 @@ def ask(
     makes better, _Again for what it might, Cut.
     """
     from http.client import HTTPException
-    from urllib.error import HTTPError
 
     url, login_asked = source.url, source.login_first
     for _hop in range(_MOST_REDIRECTS + 2):
@@ -214,10 +213,11 @@ def ask(
         try:
             body = opener(url, method=method, headers=sent, cutoff=cutoff)
             status = getattr(body, "status", None) or body.getcode()
-        except HTTPError as error:
-            body, status = error, error.code
         except (OSError, HTTPException, ValueError) as error:
-            raise _refusal(source, error) from error
+            # urllib raises its answers as HTTPError.
+            body, status = error, getattr(error, "code", None)
+            if not isinstance(status, int):
+                raise _refusal(source, error) from error
         reply = Reply(status, body, url)
         location = body.headers.get("Location")
         asked = status == 401 and home and source.login and not login_asked
@@ -269,9 +269,7 @@ class Look:
     size: int = -1
 
 
-def look(
-    opener: Opener, source: Source, known: Origin | None = None, cutoff: Cutoff | None = None
-) -> Look:
+def look(opener: Opener, source: Source, known: Origin | None = None, cutoff: Cutoff | None = None) -> Look:
     """Ask, without fetching it, whether source is still as known, and how large it is.
 
     A server that does not answer tells nothing: fetching it decides. Raises Cut.

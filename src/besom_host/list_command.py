@@ -24,10 +24,11 @@ from besom.units import (
     printable,
 )
 
-from .commands import bar_of, run_of, store_of
+from .commands import store_of
 from .config import load
 from .output import counted, noted_text
 from .progress import Bar
+from .runs import bar_of, run_of
 
 
 def list_command(options: Namespace, shutdown: Shutdown) -> int:
