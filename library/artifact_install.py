@@ -57,6 +57,23 @@ options:
     description: Whether to accept md5 and sha1, which can be forged.
     type: bool
     default: false
+  store:
+    description:
+      - A directory in which the archive is kept, and found again by its O(checksum), which it needs then.
+      - What is there and has that checksum is installed without a request; ten installs of one archive fetch it once.
+      - Its writer lock is held while the archive is published there. Bound it with M(besom.storage.cache_prune).
+    type: path
+  owner:
+    description:
+      - Who is to have the tree and all that is in it, a name or a number.
+      - A tree whose directory has another owner, group or mode than asked for is installed anew.
+    type: str
+  group:
+    description: The group that is to have the tree and all that is in it, a name or a number.
+    type: str
+  mode:
+    description: The mode of the directory itself, in quotes and octal. What is in it has the modes of the archive.
+    type: raw
   keep:
     description: How many old versions stay, as C(.besom-old-NAME-TIME) in O(into).
     type: int
@@ -131,7 +148,8 @@ options:
     default: 10
   lock_backend:
     description:
-      - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a directory that several machines share.
+      - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a directory that several machines share,
+        and likewise for O(store).
       - Its name is the path of the directory, with symlinks resolved, which has to be the same on all of them.
     type: str
     choices: [flock, redis]
@@ -161,6 +179,17 @@ EXAMPLES = r"""
     name: app
     strip: true
     keep: 2
+
+- name: Install what was fetched before, or fetch it for others too
+  artifact_install:
+    url: https://downloads.example.com/app-2.1.tar.gz
+    checksum: "{{ app_checksum }}"
+    store: /var/cache/app/archives
+    into: /opt/app
+    name: app
+    owner: app
+    group: app
+    mode: "0750"
 
 - name: Install a release beside the others, and switch to it
   artifact_install:
@@ -375,6 +404,7 @@ from functools import partial
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.besom.artifacts import read_access
 from ..module_utils.besom.drain_flag import refuse_new_work
 from ..module_utils.besom.extract import Limits
 from ..module_utils.besom.housekeep import perform
@@ -405,6 +435,7 @@ def request_of(params: dict) -> InstallRequest:
             login_first=params["force_basic_auth"],
         )
     keep = params["keep"]
+    mode, uid, gid = read_access(params)
     return InstallRequest(
         params["into"],
         params["name"],
@@ -420,7 +451,12 @@ def request_of(params: dict) -> InstallRequest:
         ),
         expand=parse_factor(params["expand"], "expand"),
         reserve=Share(params["reserve"], "reserve") if params["reserve"] is not None else None,
+        store=params["store"] or "",
+        mode=mode,
+        uid=uid,
+        gid=gid,
         lock_backend=params["lock_backend"],
+        store_backend=params["lock_backend"],
     )
 
 
@@ -433,6 +469,10 @@ def main() -> None:
             url=dict(type="str"),
             checksum=dict(type="str"),
             allow_weak_checksum=dict(type="bool", default=False),
+            store=dict(type="path"),
+            owner=dict(type="str"),
+            group=dict(type="str"),
+            mode=dict(type="raw"),
             keep=dict(type="int", default=0),
             current=dict(type="str"),
             strip=dict(type="bool", default=False),

@@ -40,9 +40,14 @@ options:
         description:
           - What one entry is.
           - V(files) is every regular file and symlink, however deep; V(trees) every directory directly in O(stores[].path), whole.
+          - V(sessions) is every C(<id>.json) with a C(created_at) (ISO 8601 or seconds since the epoch) and every file or directory
+            C(<id>) and C(<id>.*) beside it. What has no sound metadata is reported and never removed.
         type: str
-        choices: [files, trees]
+        choices: [files, trees, sessions]
         required: true
+      group_key:
+        description: The key of a session's metadata that names its group; C(group) when not given. For O(stores[].layout=sessions) only.
+        type: str
       lock_backend:
         description:
           - V(redis) also takes a lock in a Redis, beside the local one, for a store that several machines share.
@@ -86,9 +91,9 @@ options:
         description:
           - Which entries go first.
           - V(oldest) goes by mtime, V(lru) by the later of atime and mtime. The age of a tree is that of the newest time in it.
+          - V(created) goes by the C(created_at) of sessions, which is the default for them; for the others it is V(oldest).
         type: str
-        choices: [oldest, lru]
-        default: oldest
+        choices: [oldest, lru, created]
   temps:
     description: Temp areas to look at.
     type: list

@@ -33,8 +33,10 @@ options:
     description:
       - What one entry is.
       - V(files) is every regular file and symlink, however deep; V(trees) every directory directly in O(path), whole.
+      - V(sessions) is every C(<id>.json) with a C(created_at) (ISO 8601 or seconds since the epoch) and every file or directory
+        C(<id>) and C(<id>.*) beside it. What has no sound metadata is reported and never removed.
     type: str
-    choices: [files, trees]
+    choices: [files, trees, sessions]
     required: true
   state:
     description:
@@ -67,9 +69,12 @@ options:
     description:
       - Which entries go first.
       - V(oldest) goes by mtime, V(lru) by the later of atime and mtime. The age of a tree is that of the newest time in it.
+      - V(created) goes by the C(created_at) of sessions, which is the default for them; for the others it is V(oldest).
     type: str
-    choices: [oldest, lru]
-    default: oldest
+    choices: [oldest, lru, created]
+  group_key:
+    description: The key of a session's metadata that names its group; C(group) when not given. For O(layout=sessions) only.
+    type: str
   lock_backend:
     description:
       - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a store that several machines share.
@@ -168,7 +173,7 @@ victims:
       description: The reason.
       type: str
     kind:
-      description: Whether it is a C(file) or a C(tree).
+      description: Whether it is a C(file), a C(tree) or a C(session).
       type: str
     bytes:
       description: Bytes that the file system gets back for it.
@@ -276,6 +281,7 @@ def main() -> None:
         argument_spec=dict(
             path=STORE["path"],
             layout=STORE["layout"],
+            group_key=STORE["group_key"],
             lock_backend=STORE["lock_backend"],
             redis_url=REDIS_URL,
             state=dict(type="str", choices=["pruned", "emptied"], default="pruned"),
@@ -288,7 +294,7 @@ def main() -> None:
     empty = params["state"] == "emptied"
     with one_sentence(module):
         refuse_new_work("this task")
-        own = {key: params[key] for key in ("path", "layout", "lock_backend")}
+        own = {key: params[key] for key in ("path", "layout", "group_key", "lock_backend")}
         values = {**own, **policy_values(params)}
         store = read_store(values, limits_required=not empty)
         run = run_of(module)

@@ -43,9 +43,14 @@ options:
         description:
           - What one entry is.
           - V(files) is every regular file and symlink, however deep; V(trees) every directory directly in O(stores[].path), whole.
+          - V(sessions) is every C(<id>.json) with a C(created_at) (ISO 8601 or seconds since the epoch) and every file or directory
+            C(<id>) and C(<id>.*) beside it. What has no sound metadata is reported and never removed.
         type: str
-        choices: [files, trees]
+        choices: [files, trees, sessions]
         required: true
+      group_key:
+        description: The key of a session's metadata that names its group; C(group) when not given. For O(stores[].layout=sessions) only.
+        type: str
       lock_backend:
         description:
           - V(redis) also takes a lock in the Redis at O(redis_url), beside the local one, for a store that several machines share.
@@ -91,9 +96,9 @@ options:
         description:
           - Which entries go first.
           - V(oldest) goes by mtime, V(lru) by the later of atime and mtime. The age of a tree is that of the newest time in it.
+          - V(created) goes by the C(created_at) of sessions, which is the default for them; for the others it is V(oldest).
         type: str
-        choices: [oldest, lru]
-        default: oldest
+        choices: [oldest, lru, created]
   temps:
     description: Temp areas to sweep.
     type: list
@@ -274,7 +279,7 @@ victims:
       description: The reason.
       type: str
     kind:
-      description: Whether it is a C(file) or a C(tree).
+      description: Whether it is a C(file), a C(tree) or a C(session).
       type: str
     bytes:
       description: Bytes that the file system gets back for it.

@@ -30,12 +30,13 @@ POLICY = dict(
     min_free=dict(type="str"),
     max_entries=dict(type="int"),
     min_age=dict(type="str"),
-    order=dict(type="str", choices=["oldest", "lru"], default="oldest"),
+    order=dict(type="str", choices=["oldest", "lru", "created"]),
 )
 STORE = dict(
     name=dict(type="str"),
     path=dict(type="path", required=True),
-    layout=dict(type="str", choices=["files", "trees"], required=True),
+    layout=dict(type="str", choices=["files", "trees", "sessions"], required=True),
+    group_key=dict(type="str"),
     lock_backend=dict(type="str", choices=["flock", "redis"], default="flock"),
     before_prune=dict(type="str"),
     after_prune=dict(type="str"),

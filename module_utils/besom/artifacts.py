@@ -88,9 +88,7 @@ def _read(value: Any, common: Common, where: str) -> Artifact:
             common.password,
             common.login_first,
         ),
-        _read_mode(value.get("mode"), where + "mode"),
-        _read_id(value.get("owner"), where + "owner", lambda name: pwd.getpwnam(name).pw_uid),
-        _read_id(value.get("group"), where + "group", lambda name: grp.getgrnam(name).gr_gid),
+        *read_access(value, where),
     )
 
 
@@ -108,6 +106,18 @@ def read_dest(value: Any, name: str = "dest") -> str:
     if any(ORPHAN.fullmatch(part) or part.startswith((".besom-", ".temp-")) for part in parts):
         raise UsageError(f"{name}: '{shown}' is named as besom names its own temps; choose another name.")
     return "/".join(parts)
+
+
+def read_access(values: Mapping[str, Any], where: str = "") -> tuple[int | None, int | None, int | None]:
+    """Mode, uid and gid from the keys mode, owner and group of values; None for what is not given.
+
+    Raises UsageError.
+    """
+    return (
+        _read_mode(values.get("mode"), where + "mode"),
+        _read_id(values.get("owner"), where + "owner", lambda name: pwd.getpwnam(name).pw_uid),
+        _read_id(values.get("group"), where + "group", lambda name: grp.getgrnam(name).gr_gid),
+    )
 
 
 def _read_mode(value: Any, name: str) -> int | None:

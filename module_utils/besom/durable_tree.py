@@ -94,22 +94,28 @@ class TreeDraft:
         self._left = name
 
     def seal(self, mode: int | None = None, uid: int | None = None, gid: int | None = None) -> None:
-        """Give the directory itself its owner and mode (0777 less the umask), bring all of it to the disk.
+        """Bring all of it to the disk, and give the directory its owner and mode (0777 less the umask).
 
         A failed sync is final: the temp is gone. Raises NoSpace, BesomError.
         """
         self._require_mine()
         try:
+            _sync_tree(self._root, self.name, self.fd)
+        except OSError as error:
+            self.discard()
+            raise failed(self.path, "brought to the disk", error) from error
+        try:
+            # Only now: whoever is given the tree may come in, and the walk is over.
             if uid is not None or gid is not None:
                 os.fchown(self.fd, -1 if uid is None else uid, -1 if gid is None else gid)
             os.fchmod(self.fd, 0o777 & ~umask() if mode is None else mode)
         except OSError as error:
             raise failed(self.path, "given its owner and mode", error) from error
         try:
-            _sync_tree(self._root, self.name, self.fd)
-        except OSError as error:
+            sync_directory(self.fd, self.path)
+        except BesomError:
             self.discard()
-            raise failed(self.path, "brought to the disk", error) from error
+            raise
         self._sealed = True
 
     def commit(

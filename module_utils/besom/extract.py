@@ -30,6 +30,8 @@ _MOST_LINKS = 40
 # Of all links of one archive: the text of them, and the components looked at to see where they lead.
 _MOST_TEXT = 64 * 1024**2
 _MOST_STEPS = 20_000_000
+# As chown(2) has it: nobody else than it has.
+_NOBODY = (-1, -1)
 _NOT_DIRECTORY = (errno.ELOOP, errno.ENOTDIR)
 
 
@@ -61,23 +63,34 @@ def extract(
     limits: Limits | None = None,
     strip: bool = False,
     reserved: str = "",
+    uid: int | None = None,
+    gid: int | None = None,
 ) -> Extracted:
     """Extract an archive into the empty directory open as directory_fd; path names it in messages.
 
     strip: leave out the one directory that all of it is in. reserved: a name that the archive must not
-    have at its top. Files get their mode without write permission for others, the caller as owner, and
-    their mtime (not one to come); nothing is synced. Raises BadArchive for what is damaged or refused,
+    have at its top. Files get their mode without write permission for others, their mtime (not one to
+    come), and the caller as owner, or uid and gid, as all that is in the directory; that itself nobody else
+    must be able to enter. Nothing is synced. Raises BadArchive for what is damaged or refused,
     NoSpace, BesomError, and Interrupted between two pieces.
     """
-    return _Extraction(directory_fd, path, run, limits or Limits(), strip, reserved).extract(archive)
+    owner = (-1 if uid is None else uid, -1 if gid is None else gid)
+    return _Extraction(directory_fd, path, run, limits or Limits(), strip, reserved, owner).extract(archive)
 
 
 class _Extraction:
     def __init__(
-        self, directory_fd: int, path: str, run: Run, limits: Limits, strip: bool, reserved: str
+        self,
+        directory_fd: int,
+        path: str,
+        run: Run,
+        limits: Limits,
+        strip: bool,
+        reserved: str,
+        owner: tuple[int, int],
     ) -> None:
         self._top, self._path, self._run, self._limits = directory_fd, path, run, limits
-        self._strip, self._reserved = strip, reserved
+        self._strip, self._reserved, self._owner = strip, reserved, owner
         self._outermost = ""
         self._made = Extracted()
         self._unpacked = 0
@@ -188,6 +201,7 @@ class _Extraction:
             new = self._make(part)
             self._step(part)
             if new:
+                self._give(self._fd)
                 os.fchmod(self._fd, 0o755)
 
     def _make(self, name: str) -> bool:
@@ -224,11 +238,17 @@ class _Extraction:
                 while left:
                     left = left[os.write(fd, left) :]
             allowed = 0o6755 if self._limits.setid else 0o755
+            # Before the mode: it takes set-id bits away.
+            self._give(fd)
             os.fchmod(fd, member.mode & allowed | 0o600)
             mtime = min(max(member.mtime, 0), self._now)
             os.utime(fd, (mtime, mtime))
         finally:
             os.close(fd)
+
+    def _give(self, fd: int) -> None:
+        if self._owner != _NOBODY:
+            os.fchown(fd, *self._owner)
 
     def _create(self, name: str, member: Member) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -253,6 +273,8 @@ class _Extraction:
             os.symlink(member.link, name, dir_fd=self._fd)
         except FileExistsError:
             raise self._refused(member.name, "a name that it holds already") from None
+        if self._owner != _NOBODY:
+            os.chown(name, *self._owner, dir_fd=self._fd, follow_symlinks=False)
         path = "/".join([*self._here, name])
         self._links[path] = member.link
         self._text += len(path) + len(member.link)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .answer import NoAnswer
 from .errors import MissingPath
-from .inventory import read_files, read_trees
+from .layouts import read_store
 from .locks import FlockUnsupported, Holder, LockTable, is_held
 from .mounts import mount_of
 from .owner_file import ALIVE, DEAD, UNREADABLE, OwnerFile
@@ -23,9 +23,7 @@ from .units import printable
 def store_info(store: Store, run: Run) -> dict[str, Any]:
     """One store: usage (bytes), entries, oldest and newest (epoch seconds), limits, file system, holder."""
     with Root(store.path) as root:
-        lru = store.policy.order == "lru"
-        read = read_files if store.layout == "files" else read_trees
-        found = read(root, run, lru)
+        found = read_store(store, root, run)
         limits = {key: getattr(store.policy, key) for key in (*LIMITS, "target_size", "min_age")}
         for key in ("max_age", "min_age"):
             limits[key] = None if limits[key] is None else limits[key] / 1e9

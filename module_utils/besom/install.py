@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable, TypeVar
 
 from .archive import BadArchive
+from .artifacts import Artifact
 from .claim import claim
 from .crew import Crew
 from .cutoff import Cut, Cutoff
@@ -35,13 +36,15 @@ from .installed import (
     switch,
     write_mark,
 )
+from .kept_archive import fetch_kept, name_of, size_of
 from .locks import LockTable
 from .origin import Origin, digest_of
 from .preflight import DEFAULT_EXPAND, Need, preflight
 from .report import Report
 from .root import Root
 from .run import Run
-from .transfer import DEFAULT_RETRIES, Figures, Source, Transfer, look
+from .sync import SyncReport, SyncRequest
+from .transfer import DEFAULT_RETRIES, Figures, Look, Source, Transfer, look
 from .tree import Cursor, measure, remove_tree
 from .units import Share, printable
 
@@ -56,8 +59,10 @@ class InstallRequest:
 
     keep: old versions that stay; current: a symlink beside it that is to lead to it; strip: leave out
     the one directory that the archive consists of; replace: also what besom has not installed; expand:
-    how many times the download the tree may need, reserve: what is to stay free beside that;
-    lock_backend: `redis` where several machines share into.
+    how many times the download the tree may need, reserve: what is to stay free beside that; store: a
+    directory in which the archive, which needs a checksum then, is kept for other installs; uid, gid: who
+    is to have all of the tree, mode: that of its top; lock_backend, store_backend: `redis` where several
+    machines share into, or store.
     """
 
     into: str
@@ -71,7 +76,12 @@ class InstallRequest:
     expand: float = DEFAULT_EXPAND
     reserve: Share | None = None
     retries: int = DEFAULT_RETRIES
+    store: str = ""
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
     lock_backend: str = "flock"
+    store_backend: str = "flock"
 
     def check(self, root: Root) -> None:
         """Raise UsageError for names that cannot be."""
@@ -82,6 +92,8 @@ class InstallRequest:
                 raise UsageError(f"{what}: {printable(name)} begins with a dot, as besom's own names do.")
         if self.current == self.name:
             raise UsageError(f"current: {printable(self.name)} is the name of the tree; choose another.")
+        if self.store and self.source and not self.source.checksum:
+            raise UsageError("A store needs a checksum, by which the archive is found there again; give one.")
 
 
 @dataclass
@@ -195,7 +207,7 @@ class _Install:
         if self._tidy(parts_of(self._root.fd, self._request.name) if source else ()):
             # An old version may have come to light.
             state = self._state()
-        missing = source is not None and self._is_missing(source, state.mark)
+        missing = source is not None and self._is_missing(source, self._mark(state))
         if self._run.dry_run:
             self._predict(source, state, missing)
             return
@@ -218,6 +230,13 @@ class _Install:
             )
         return state
 
+    def _mark(self, state: State) -> Mark | None:
+        """The mark of the tree, unless that has another owner, group or mode than it is to have."""
+        request = self._request
+        wanted = (request.mode, request.uid, request.gid)
+        fits = all(one in (None, other) for one, other in zip(wanted, state.access))
+        return state.mark if fits else None
+
     def _is_missing(self, source: Source, mark: Mark | None) -> bool:
         """Whether something else is wanted than what is there; with a checksum no server is asked that.
 
@@ -226,8 +245,12 @@ class _Install:
         request, strip = self._request, self._request.strip
         if mark and source.checksum and (mark.checksum, mark.strip) == (str(source.checksum), strip):
             return False
-        known = self._known(source, mark)
-        answer = self._await(lambda: look(self._opener, source, known), f"asking for {source.shown}")
+        kept = size_of(request.store, source) if request.store else -1
+        if kept < 0:
+            known = self._known(source, mark)
+            answer = self._await(lambda: look(self._opener, source, known), f"asking for {source.shown}")
+        else:
+            answer = Look(False, kept)
         if answer.unchanged:
             return False
         if answer.size < 0:
@@ -237,7 +260,10 @@ class _Install:
         else:
             # What earlier runs have left is gone on with, or (in a dry run) would be removed before.
             size = answer.size + int(answer.size * request.expand) - self._left(()).planned.bytes
-            preflight([Need(self._root.path, max(size, 0))], None, request.reserve).require()
+            needs = [Need(self._root.path, max(size, 0))]
+            if request.store and kept < 0:
+                needs.append(Need(request.store, answer.size))
+            preflight(needs, None, request.reserve).require()
         return True
 
     def _known(self, source: Source, mark: Mark | None) -> Origin | None:
@@ -324,18 +350,19 @@ class _Install:
         with self._part() as (part, waited):
             if waited:
                 state = self._report.before = self._state()
-                if not self._is_missing(source, state.mark):
+                if not self._is_missing(source, self._mark(state)):
                     with self._locked():
                         self._finish()
                     return
-            origin = self._fetch(source, part, self._known(source, state.mark))
+            origin = self._fetch(source, part, self._known(source, self._mark(state)))
             if origin is None:
                 with self._locked():
                     self._finish()
                 return
             mark = Mark(source.shown, origin.checksum, origin, request.strip)
-            if state.mark and state.mark.tells_the_same(mark):
-                mark = replace(state.mark, origin=origin)
+            there = self._mark(state)
+            if there and there.tells_the_same(mark):
+                mark = replace(there, origin=origin)
                 with self._locked():
                     # So that the server need not send all of it the next time.
                     rewrite_mark(root, request.name, mark)
@@ -348,7 +375,7 @@ class _Install:
                 when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._run.now() // 10**9))
                 mark = replace(mark, entries=made.entries, bytes=made.bytes, installed=when)
                 write_mark(tree.fd, report.path, mark)
-                tree.seal(0o755)
+                tree.seal(0o755 if request.mode is None else request.mode, request.uid, request.gid)
                 deadline = time.monotonic() + self._run.lock_timeout
                 with self._locked():
                     self._commit(tree, mark, deadline)
@@ -359,7 +386,15 @@ class _Install:
         with os.fdopen(os.dup(part.fd), "rb") as archive:
             try:
                 return extract(
-                    archive, tree.fd, self._report.path, self._run, request.limits, request.strip, MARK
+                    archive,
+                    tree.fd,
+                    self._report.path,
+                    self._run,
+                    request.limits,
+                    request.strip,
+                    MARK,
+                    request.uid,
+                    request.gid,
                 )
             except BadArchive as error:
                 raise BadArchive(f"{source.shown}: {error}") from error
@@ -368,7 +403,8 @@ class _Install:
         """Put the tree in its place, unless another has put the same there meanwhile."""
         self._run.shutdown.check("about to put it in its place")
         state = self._report.before = self._state()
-        if state.mark and state.mark.tells_the_same(mark):
+        there = self._mark(state)
+        if there and there.tells_the_same(mark):
             return
         name = self._request.name
         tree.commit(old_name(name, self._run.now()) if state.exists else None, deadline)
@@ -436,14 +472,25 @@ class _Install:
 
     def _fetch(self, source: Source, part: Draft, known: Origin | None) -> Origin | None:
         """Fetch the archive into part; None: the server says that it is the known one."""
-        cutoff, run = Cutoff(), self._run
+        cutoff, run, request = Cutoff(), self._run, self._request
+        if request.store:
+            artifact = Artifact(name_of(source), source)
+            wanted = SyncRequest(request.store, [artifact], self._opener, 1, request.retries, 0.0)
+            wanted = replace(wanted, reserve=request.reserve, lock_backend=request.store_backend)
+            return fetch_kept(wanted, part, run, self._note)
 
         def moved(done: int, total: int) -> None:
             run.progress("fetch", done, max(total, 0))
 
-        transfer = Transfer(source, self._opener, cutoff, self._request.retries, moved)
+        transfer = Transfer(source, self._opener, cutoff, request.retries, moved)
         self._report.fetched = transfer.figures
         return self._await(lambda: transfer.run(part, known), f"fetching {source.shown}", cutoff)
+
+    def _note(self, done: SyncReport) -> None:
+        report = self._report
+        report.fetched = done.figures
+        report.lock_wait_s += done.lock_wait_s
+        report.warnings += done.warnings
 
     def _await(self, work: Callable[[], Result], doing: str, cutoff: Cutoff | None = None) -> Result:
         """What work comes to, in a thread of its own: a signal is heard while a server keeps silent.

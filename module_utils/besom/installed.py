@@ -104,13 +104,14 @@ def rewrite_mark(root: Root, name: str, mark: Mark) -> None:
 class State:
     """What root has of a name: a tree (exists), its mark, its old versions (oldest first), and the link.
 
-    link: what the link `current` leads to; None where there is none.
+    link: what the link `current` leads to; None where there is none. access: mode, uid, gid of the tree.
     """
 
     exists: bool
     mark: Mark | None
     old: tuple[str, ...]
     link: str | None
+    access: tuple[int, ...] = ()
 
 
 ABSENT = State(False, None, (), None)
@@ -136,7 +137,8 @@ def read_state(root: Root, name: str, current: str = "") -> State:
         for entry in _entries(root)
         if is_old(entry.name, name) and entry.is_dir(follow_symlinks=False)
     )
-    return State(st is not None, read_mark(root, name) if st else None, tuple(old), link)
+    access = (stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid) if st else ()
+    return State(st is not None, read_mark(root, name) if st else None, tuple(old), link, access)
 
 
 def switch(root: Root, current: str, name: str | None) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from .locks import LockTable
@@ -63,7 +64,9 @@ class Inventory:
     chunks hold the entries that could be removed and are older than horizon; parents and names give
     the directory of each (0 is the root). usage: bytes, each inode once; entries: all of them;
     young: entries inside the grace period; oldest, newest: key (ns) of any entry; trash: left by a
-    crash, bytes by name in the root.
+    crash, bytes by name in the root. Of sessions: groups, that chunks name by number; anomalous, bytes
+    of what is no entry; pending, what goes with a trash: names (and whether each is a
+    directory) and the print of them.
     """
 
     root: Root
@@ -82,7 +85,10 @@ class Inventory:
     links: dict[tuple[int, int], _Link] = field(default_factory=dict)
     # Links gone before the entries go: what the forecast had noted, and those in the trash.
     gone: dict[tuple[int, int], int] = field(default_factory=dict)
-    # Of layout trees: the inodes with several links in each entry that has such.
+    groups: list[str] = field(default_factory=list)
+    anomalous: int = 0
+    pending: dict[str, tuple[list[tuple[str, bool]], int]] = field(default_factory=dict)
+    # Of layouts trees and sessions: the inodes with several links in each entry that has such.
     shared: dict[str, Shared] = field(default_factory=dict)
 
     def chain(self, directory: int) -> list[int]:
@@ -94,7 +100,9 @@ class Inventory:
         return found[::-1]
 
     def path(self, directory: int, name: str) -> str:
-        return os.path.join(self.root.path, *(self.names[i] for i in self.chain(directory)), name)
+        # A session is named with its parts.
+        id_ = name.partition("/")[0]
+        return os.path.join(self.root.path, *(self.names[i] for i in self.chain(directory)), id_)
 
     def room(self, device: int) -> Chunk:
         """The chunk that takes the next entry."""
@@ -127,13 +135,45 @@ class Inventory:
             return False
         return name != "lost+found"
 
-    def measure_trash(self, table: LockTable, forecast: Forecast) -> None:
-        """Find out how much the trash gives back; leave out what another besom is at work on."""
+    def count_usage(self, one: Measure) -> None:
+        """Count the usage of one entry, each shared inode for the whole store once."""
+        self.usage += one.bytes
+        for ident, (names, count, size) in one.shared.items():
+            link = self.links.get(ident)
+            if link is None:
+                link = self.links[ident] = _Link(count, size)
+            else:
+                self.usage -= size
+            link.seen += names
+
+    def credit(self, one: Measure) -> tuple[int, int]:
+        """(usage, freed): bytes that go with an entry, for all entries in the order in which they may go.
+
+        A shared inode's bytes go with the last of them that has a name of it.
+        """
+        size = freed = one.bytes
+        for ident, (count, _links, shared) in one.shared.items():
+            link = self.links[ident]
+            link.gone += count
+            last = link.gone == link.seen
+            size -= 0 if last else shared
+            freed -= 0 if last and link.seen >= link.links else shared
+        return size, freed
+
+    def measure_trash(
+        self, table: LockTable, forecast: Forecast, beside: Mapping[str, Measure] | None = None
+    ) -> None:
+        """Find out how much the trash gives back; leave out what another besom is at work on.
+
+        beside: what else goes with a trash, by its name.
+        """
         cursor, before = Cursor(self.root), Forecast(links=dict(forecast.links))
         for name in list(self.trash):
             try:
                 cursor.enter(name)
                 one = measure(cursor, table)
+                if beside and name in beside:
+                    one.merge(beside[name])
                 if one.blocked:
                     del self.trash[name]
                     self.note(replace(one.blocked, anomaly=True))
@@ -315,18 +355,6 @@ def read_trees(
     found.anomalies.cap = ALL if whole else CAP
     cursor, table = Cursor(root), LockTable()
     listed: list[tuple[int, int, str, Measure]] = []
-    links = found.links
-
-    def add(one: Measure) -> None:
-        """Count the usage of one tree, each shared inode for the whole store once."""
-        found.usage += one.bytes
-        for ident, (names, count, size) in one.shared.items():
-            link = links.get(ident)
-            if link is None:
-                link = links[ident] = _Link(count, size)
-            else:
-                found.usage -= size
-            link.seen += names
 
     writable = can_write(root.fd)
     sticky = os.fstat(root.fd)
@@ -347,7 +375,7 @@ def read_trees(
         one = measure(cursor, table, thorough)
         cursor.rise(0)
         found.entries += 1
-        add(one)
+        found.count_usage(one)
         run.progress("scan", found.entries, 0)
         key = one.used if lru else one.newest
         found.span(key, key)
@@ -366,16 +394,7 @@ def read_trees(
             if one.shared:
                 found.shared[name] = one.shared
     found.measure_trash(table, forecast)
-    # A shared inode's bytes go with the last entry, in the order of removal, that has a name of it.
     for key, inode, name, one in sorted(listed, key=lambda row: row[:2]):
-        size = one.bytes
-        freed = size
-        for ident, (count, _links, shared) in one.shared.items():
-            link = links[ident]
-            link.gone += count
-            last = link.gone == link.seen
-            size -= 0 if last else shared
-            freed -= 0 if last and link.seen >= link.links else shared
         chunk = found.room(one.device)
         chunk.open_names.append(name)
         chunk.where.append(0)
@@ -383,7 +402,7 @@ def read_trees(
         chunk.mtime.append(one.newest)
         chunk.size.append(one.count)
         chunk.key.append(key)
-        chunk.set_bytes(len(chunk.bytes), size, freed)
+        chunk.set_bytes(len(chunk.bytes), *found.credit(one))
     if found.chunks:
         found.chunks[-1].seal()
     return found

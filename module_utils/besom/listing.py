@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
-from .inventory import Inventory, read_files, read_trees
+from .inventory import Inventory
+from .layouts import read_store
 from .policy import Store
 from .report import Tally
 from .root import Root
@@ -53,8 +54,7 @@ class Statistics:
 
 def read_whole(store: Store, root: Root, run: Run) -> Inventory:
     """All of the store open as root, what a prune would keep included."""
-    read = read_files if store.layout == "files" else read_trees
-    return read(root, run, store.policy.order == "lru", whole=True)
+    return read_store(store, root, run, whole=True)
 
 
 class Listing:
@@ -110,7 +110,7 @@ class Listing:
         where = chunk.where[i]
         if where not in self._places:
             self._places[where] = "/".join(self._found.names[d] for d in self._found.chain(where))
-        return os.path.join(self._places[where], names[i])
+        return os.path.join(self._places[where], names[i].partition("/")[0])
 
     def _entry(self, n: int, i: int) -> Entry:
         chunk = self._found.chunks[n]

@@ -10,7 +10,7 @@ from typing import Any, Callable
 from .errors import UsageError
 from .units import Share, is_name, parse_count, parse_duration, parse_size, printable
 
-LAYOUTS = ("files", "trees")
+LAYOUTS = ("files", "trees", "sessions")
 ORDERS = ("oldest", "lru", "created")
 DEFAULT_PATTERN = ".temp-*"
 DEFAULT_OLDER_THAN = "24h"
@@ -18,7 +18,7 @@ LIMITS = ("max_size", "max_age", "min_free", "max_entries")
 POLICY_KEYS = (*LIMITS, "target_size", "min_age", "order")
 LOCK_BACKENDS = ("flock", "redis")
 HOOK_KEYS = ("before_prune", "after_prune", "hook_timeout")
-STORE_KEYS = ("name", "path", "layout", "lock_backend", *POLICY_KEYS, *HOOK_KEYS)
+STORE_KEYS = ("name", "path", "layout", "group_key", "lock_backend", *POLICY_KEYS, *HOOK_KEYS)
 
 
 def _ns(value: Any, name: str) -> int:
@@ -38,13 +38,11 @@ class Policy:
     order: str = "oldest"
 
     @classmethod
-    def from_mapping(
-        cls, values: Mapping[str, Any], where: str = "", default_order: str = "oldest"
-    ) -> Policy:
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "", layout: str = "files") -> Policy:
         """A policy from the keys of the design; a value of None counts as not given.
 
-        where: put before each key in messages. Raises UsageError for a malformed value or a
-        combination that makes no sense.
+        where: put before each key in messages; layout: that of the store, whose default order it is.
+        Raises UsageError for a malformed value or a combination that makes no sense.
         """
         readers: dict[str, Callable[[Any, str], Any]] = {
             "max_size": parse_size,
@@ -59,10 +57,10 @@ class Policy:
             for key, read in readers.items()
             if values.get(key) is not None
         }
-        order = values.get("order") or default_order
+        order = values.get("order") or ("created" if layout == "sessions" else "oldest")
         if order not in ORDERS:
             raise UsageError(f"{where}order: {printable(str(order))} is not one of {', '.join(ORDERS)}.")
-        if order == "created":
+        if order == "created" and layout != "sessions":
             raise UsageError(f"{where}order: created needs the layout sessions; use oldest or lru here.")
         policy = cls(order=order, **given)
         if policy.target_size is not None:
@@ -92,7 +90,10 @@ class Hooks:
 
 @dataclass(frozen=True)
 class Store:
-    """A directory that besom bounds; lock_backend: `redis` where several machines share it."""
+    """A directory that besom bounds; lock_backend: `redis` where several machines share it.
+
+    group_key: the key of a session's metadata that names its group.
+    """
 
     path: str
     layout: str
@@ -100,10 +101,12 @@ class Store:
     name: str = ""
     hooks: Hooks = Hooks()
     lock_backend: str = "flock"
+    group_key: str = "group"
 
     @property
     def noun(self) -> str:
-        return "files" if self.layout == "files" else "trees"
+        """What its entries are called, in the plural."""
+        return self.layout
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,14 @@ def read_store(values: Any, where: str = "", limits_required: bool = True) -> St
     if backend not in LOCK_BACKENDS:
         known = ", ".join(LOCK_BACKENDS)
         raise UsageError(f"{where}lock_backend: {printable(str(backend))} is not one of {known}.")
-    policy, hooks = Policy.from_mapping(values, where), _read_hooks(values, where)
-    store = Store(read_path(values, where), layout, policy, name or "", hooks, backend)
+    group_key = values.get("group_key")
+    if group_key is not None and (not isinstance(group_key, str) or not group_key):
+        raise UsageError(f"{where}group_key: {printable(str(group_key))} is not the name of a key.")
+    if group_key is not None and layout != "sessions":
+        raise UsageError(f"{where}group_key needs the layout sessions, whose metadata it is a key of.")
+    policy, hooks = Policy.from_mapping(values, where, layout), _read_hooks(values, where)
+    path = read_path(values, where)
+    store = Store(path, layout, policy, name or "", hooks, backend, group_key or Store.group_key)
     if limits_required and not store.policy.limited:
         raise UsageError(f"{where}no limit is set; give at least one of {', '.join(LIMITS)}.")
     return store

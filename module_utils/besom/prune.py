@@ -7,12 +7,14 @@ import os
 import re
 import time
 from dataclasses import dataclass, replace
-from itertools import compress, count, islice
+from itertools import compress, count, islice, repeat
 
 from .durable import ORPHAN
+from .errors import UsageError
 from .guard import STOPPED, guarded
 from .hooks import around
-from .inventory import OLDEST, YOUNGEST, Inventory, read_files, read_trees
+from .inventory import OLDEST, YOUNGEST, Inventory
+from .layouts import read_store
 from .mounts import mount_of
 from .policy import Policy, Store
 from .removal import Place, remove_files
@@ -20,6 +22,8 @@ from .report import CAP, Report
 from .root import Root
 from .run import Forecast, Run
 from .selection import Goals, choose, tally
+from .session_removal import SessionRemover, finish_sessions
+from .sessions import JSON
 from .tree import Cursor, Removal, file_forbids, finish_trash, remove_tree
 from .units import format_size, printable
 
@@ -31,12 +35,22 @@ class Request:
     """One prune of a store.
 
     empty: everything goes that is not in use or inside the grace period. only: nothing but names
-    that match is an entry.
+    that match is an entry. With ids, group or older_than (ns) the limits of the policy count for nothing:
+    what meets all that is given goes, but for the grace period. An id is that of a session, the name of a
+    tree, or the path of a file relative to the store.
     """
 
     store: Store
     empty: bool = False
     only: re.Pattern[str] | None = None
+    ids: frozenset[str] | None = None
+    group: str | None = None
+    older_than: int | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether it says itself what goes, by id, group or age."""
+        return (self.ids, self.group, self.older_than) != (None, None, None)
 
 
 def orphans_of(store: Store, older_than: int) -> Request:
@@ -62,18 +76,17 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     without it finds that out by itself.
     """
     store, policy = request.store, request.store.policy
+    if request.group is not None and store.layout != "sessions":
+        raise UsageError("A group needs the layout sessions, whose metadata names it.")
     now = run.now()
     aged = now - policy.max_age if policy.max_age is not None else OLDEST
     grace = now - policy.min_age if policy.min_age is not None else YOUNGEST
     by_age_only = (policy.max_size, policy.min_free, policy.max_entries) == (None, None, None)
-    horizon = aged if by_age_only and not request.empty else grace
-    lru = policy.order == "lru"
-    if store.layout == "files":
-        found = read_files(root, run, lru, horizon, grace, request.only)
-    else:
-        found = read_trees(root, run, lru, horizon, grace, thorough)
+    horizon = aged if by_age_only and not (request.empty or request.named) else grace
+    found = read_store(store, root, run, horizon, grace, request.only, thorough)
 
     report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies)
+    report.entries_before = found.entries + len(found.trash)
     trash = sum(found.trash.values())
     size, available = _space(root, run.forecast)
     goals = Goals(before=aged)
@@ -83,22 +96,65 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
         goals.drop = found.entries - policy.max_entries
     if policy.min_free is not None:
         goals.free = policy.min_free.of(size) - available - trash
-    if request.empty:
+    if request.empty or request.named:
         goals = Goals(before=YOUNGEST)
-    short = choose(found.chunks, goals)
+
+    def mark() -> Goals:
+        return _mark_named(request, found, now) if request.named else choose(found.chunks, goals)
+
+    short = mark()
     while thorough and store.layout == "files" and _drop_forbidden(found):
-        short = choose(found.chunks, goals)
+        short = mark()
 
     entries, usage, freed = tally(found.chunks)
     report.planned.add(entries + len(found.trash), freed + trash)
     report.bytes_before = report.bytes_after = found.usage + trash
     _list_victims(request, found, report, goals)
     _warn(report, found, short, policy)
-    if lru and os.fstatvfs(root.fd).f_flag & _ST_NOATIME:
+    if policy.order == "lru" and os.fstatvfs(root.fd).f_flag & _ST_NOATIME:
         report.warnings.append(
             f"{printable(root.path)} is mounted noatime: the order lru goes by mtime there."
         )
     return Plan(request, found, report, usage + trash, goals.shed > 0)
+
+
+def _mark_named(request: Request, found: Inventory, now: int) -> Goals:
+    """Mark what meets all conditions of a request that names what goes."""
+    before = YOUNGEST if request.older_than is None else now - request.older_than
+    group = -1
+    if request.group is not None:
+        group = found.groups.index(request.group) if request.group in found.groups else -2
+    here, prefix = 0, ""
+    for chunk in found.chunks:
+        groups = chunk.group if group != -1 else repeat(group)
+        for i, (name, where, key, its) in enumerate(zip(chunk.names, chunk.where, chunk.key, groups)):
+            if where != here:
+                here, prefix = where, "".join(f"{found.names[step]}/" for step in found.chain(where))
+            named = request.ids is None or prefix + name.partition("/")[0] in request.ids
+            chunk.victims[i] = named and key < before and its == group
+    return Goals()
+
+
+def _note_absent(planned: Plan) -> None:
+    """Count it a failure that an id names nothing; say when the grace period keeps one."""
+    request, found, report = planned.request, planned.inventory, planned.report
+    cursor = Cursor(found.root)
+    for id_ in sorted(request.ids or ()):
+        *way, name = id_.split("/")
+        try:
+            if {"", ".", ".."} & {*way, name}:
+                raise FileNotFoundError(id_)
+            for step in way:
+                cursor.enter(step)
+            name += JSON if request.store.layout == "sessions" else ""
+            os.close(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=cursor.fd))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            report.failures.add(os.path.join(found.root.path, id_), "is not there")
+        except OSError:
+            pass  # the walk has noted why it cannot be looked at
+        cursor.rise(0)
+    if request.named and found.young:
+        report.warnings.append(f"{printable(report.store)} keeps {found.young} younger than min_age.")
 
 
 def _space(root: Root, forecast: Forecast) -> tuple[int, int]:
@@ -120,6 +176,13 @@ def _warn(report: Report, found: Inventory, short: Goals, policy: Policy) -> Non
         missed.append(f"{format_size(short.free)} short of min_free")
     if missed:
         report.missed = True
+        target = policy.target_size or policy.max_size
+        if short.shed > 0 and target is not None and found.anomalous > target:
+            report.warnings.append(
+                f"{printable(report.store)} stays {' and '.join(missed)}: its anomalies alone hold "
+                f"{format_size(found.anomalous)}, and besom never removes those; look at them."
+            )
+            return
         why = [f"{found.young} younger than min_age"] if found.young else []
         why += [f"{report.kept.total} in use or not besom's to remove"] if report.kept.total else []
         why += [f"{report.anomalies.total} anomalies"] if report.anomalies.total else []
@@ -133,7 +196,7 @@ def _list_victims(request: Request, found: Inventory, report: Report, goals: Goa
     """Name the first victims, with the limit that each is over."""
     for name, size in found.trash.items():
         report.victims.add(found.path(0, name), "trash left by a crash", kind="tree", bytes=size)
-    kind = "file" if request.store.layout == "files" else "tree"
+    kind = request.store.layout[:-1]
     listed: list[tuple[int, str, int]] = []
     for chunk in found.chunks:
         rows = compress(zip(chunk.key, chunk.where, chunk.names, chunk.freed), chunk.victims)
@@ -143,7 +206,8 @@ def _list_victims(request: Request, found: Inventory, report: Report, goals: Goa
             break
     for key, path, freed in sorted(listed):
         reason = "older than max_age" if key < goals.before else "oldest, over the limit"
-        report.victims.add(path, "emptied" if request.empty else reason, kind=kind, bytes=freed)
+        reason = "emptied" if request.empty else "purged" if request.named else reason
+        report.victims.add(path, reason, kind=kind, bytes=freed)
     report.victims.total = report.planned.entries
 
 
@@ -182,10 +246,8 @@ class _Execution:
     def execute(self) -> Report:
         report = self.report
         self._finish_trash()
-        if self.plan.request.store.layout == "files":
-            self._remove_files()
-        else:
-            self._remove_trees()
+        remove = {"files": self._remove_files, "trees": self._remove_trees, "sessions": self._remove_sessions}
+        remove[self.plan.request.store.layout]()
         shutdown = self.run.shutdown
         report.interrupted = shutdown.requested and report.removed.entries < self.total
         if report.interrupted and shutdown.lost:
@@ -197,7 +259,10 @@ class _Execution:
     def _finish_trash(self) -> None:
         cursor = Cursor(self.found.root)
         for name in self.found.trash:
-            removal = finish_trash(cursor, name)
+            if name in self.found.pending:
+                removal = finish_sessions(cursor, name, *self.found.pending[name])
+            else:
+                removal = finish_trash(cursor, name)
             if self._account(cursor.path(name), removal):
                 self.usage += removal.freed
 
@@ -211,6 +276,23 @@ class _Execution:
                 if self._account(cursor.path(name), remove_tree(cursor, name, (newest, inodes))):
                     self.usage += size
                 self.run.progress("remove", self.report.removed.entries, self.total)
+
+    def _remove_sessions(self) -> None:
+        cursor = Cursor(self.found.root)
+        remover = SessionRemover(cursor)
+        lru = self.plan.request.store.policy.order == "lru"
+        try:
+            for chunk in self.found.chunks:
+                rows = compress(zip(chunk.names, chunk.size, chunk.key, chunk.bytes), chunk.victims)
+                for row, identity, key, size in rows:
+                    if self.run.shutdown.requested:
+                        return
+                    removal = remover.remove(row, identity, key if lru else None)
+                    if self._account(self.found.path(0, row), removal):
+                        self.usage += size
+                    self.run.progress("remove", self.report.removed.entries, self.total)
+        finally:
+            remover.close()
 
     def _account(self, path: str, removal: Removal) -> bool:
         blocked = removal.blocked
@@ -251,6 +333,7 @@ def prune(request: Request, run: Run) -> Report:
             report = planned.report
             report.dry_run = True
             report.bytes_after -= planned.usage
+            _note_absent(planned)
             _remember(planned, run.forecast)
         else:
             with guarded(root, run, request.store.lock_backend) as (guarded_run, waited):
@@ -263,6 +346,7 @@ def prune(request: Request, run: Run) -> Report:
 def _prune_locked(request: Request, root: Root, run: Run) -> Report:
     planned = plan(request, root, run, thorough=False)
     report = planned.report
+    _note_absent(planned)
     if not report.planned.entries:
         return _carry_out(planned, request, root, run)
     with around(request.store.hooks, root.path, lambda: report, run):
@@ -286,7 +370,7 @@ def _carry_out(planned: Plan, request: Request, root: Root, run: Run) -> Report:
     again.removed.add(report.removed.entries, report.removed.bytes)
     report.victims.extend(again.victims)
     again.victims = report.victims
-    again.bytes_before = report.bytes_before
+    again.bytes_before, again.entries_before = report.bytes_before, report.entries_before
     again.failures.extend(report.failures)
     return again
 

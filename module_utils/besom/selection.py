@@ -23,7 +23,8 @@ class Chunk:
 
     where: index of the directory; inode, mtime (ns), size: identity (size: bytes of a file, inodes of
     a tree); key: age by the store's order (ns); bytes: usage that goes with the entry; freed: what
-    the file system gets back. victims is 1 for each entry that the plan removes.
+    the file system gets back. Of a session, inode and mtime are those of its metadata, and size is a print
+    of what it is made of. victims is 1 for each entry that the plan removes.
     """
 
     def __init__(self, device: int, by_mtime: bool = False) -> None:
@@ -38,6 +39,8 @@ class Chunk:
         self.key = self.mtime if by_mtime else array("q")
         self.bytes = array("Q")
         self.freed = self.bytes
+        # Of a session, the number of its group.
+        self.group = array("I")
         self.victims = bytearray()
 
     def __len__(self) -> int:
@@ -67,7 +70,7 @@ class Chunk:
         stay = bytearray(position not in positions for position in range(len(self)))
         self._names = os.fsencode("\0".join(compress(self.names, stay)))
         packed: dict[int, array[int]] = {}
-        for column in ("where", "inode", "mtime", "size", "key", "bytes", "freed"):
+        for column in ("where", "inode", "mtime", "size", "key", "bytes", "freed", "group"):
             values: array[int] = getattr(self, column)
             # Columns that are one array stay one.
             if id(values) not in packed:

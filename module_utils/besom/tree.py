@@ -26,7 +26,8 @@ from .units import printable
 # By inode (device, number) with several links: [names of it in a tree, links in all, bytes].
 Shared = dict[tuple[int, int], list[int]]
 
-TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}")
+# What is in one of sessions, and what is still beside it, is one removal: see sessions.py.
+TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}(-sessions)?")
 CHANGED = "changed_since_plan"
 
 # linux/fs.h; the value of _IOR('f', 1, long) where long has 64 bits, and where it has 32.
@@ -266,6 +267,41 @@ class Measure:
     def identity(self) -> tuple[int, int]:
         return (self.newest, self.count)
 
+    def block(self, path: str, reason: str, anomaly: bool = True) -> None:
+        """Note why it cannot go; the first reason stands."""
+        self.blocked = self.blocked or Blocked(path, reason, anomaly)
+
+    def add(self, st: os.stat_result, is_dir: bool = False, read: bool = True) -> None:
+        """Count one inode by one of its names; read: its atime tells of use, unless it is a directory."""
+        self.count += 1
+        self.newest = max(self.newest, in_range(st.st_mtime_ns))
+        used = st.st_mtime_ns if is_dir or not read else max(st.st_mtime_ns, st.st_atime_ns)
+        self.used = max(self.used, in_range(used))
+        size = st.st_blocks * 512
+        if st.st_nlink > 1 and not is_dir:
+            self._add_link((st.st_dev, st.st_ino), 1, st.st_nlink, size)
+        else:
+            self.bytes += size
+            self.freed += size
+
+    def merge(self, other: Measure) -> None:
+        """Count what another measure, of other names, has counted."""
+        self.count += other.count
+        self.newest, self.used = max(self.newest, other.newest), max(self.used, other.used)
+        self.bytes, self.freed = self.bytes + other.bytes, self.freed + other.freed
+        self.blocked = self.blocked or other.blocked
+        for ident, (names, links, size) in other.shared.items():
+            # Counted anew, with the names that are here.
+            self.bytes -= size
+            self.freed -= size if names >= links else 0
+            self._add_link(ident, names, links, size)
+
+    def _add_link(self, ident: tuple[int, int], names: int, links: int, size: int) -> None:
+        link = self.shared.setdefault(ident, [0, links, size])
+        self.bytes += 0 if link[0] else size
+        self.freed += size if link[0] < link[1] <= link[0] + names else 0
+        link[0] += names
+
 
 def measure(cursor: Cursor, table: LockTable, thorough: bool = False) -> Measure:
     """Measure the tree that cursor stands in, and look through it for what forbids its removal.
@@ -276,24 +312,10 @@ def measure(cursor: Cursor, table: LockTable, thorough: bool = False) -> Measure
     found = Measure()
 
     def block(name: str, reason: str, anomaly: bool = True) -> None:
-        found.blocked = found.blocked or Blocked(cursor.path(name), reason, anomaly)
+        found.block(cursor.path(name), reason, anomaly)
 
     def count(name: str, st: os.stat_result, is_dir: bool) -> None:
-        found.count += 1
-        found.newest = max(found.newest, in_range(st.st_mtime_ns))
-        used = st.st_mtime_ns if is_dir else max(st.st_mtime_ns, st.st_atime_ns)
-        found.used = max(found.used, in_range(used))
-        size = st.st_blocks * 512
-        if st.st_nlink > 1 and not is_dir:
-            link = found.shared.setdefault((st.st_dev, st.st_ino), [0, st.st_nlink, size])
-            link[0] += 1
-            if link[0] == 1:
-                found.bytes += size
-            if link[0] == link[1]:
-                found.freed += size
-        else:
-            found.bytes += size
-            found.freed += size
+        found.add(st, is_dir)
         if st.st_ino in table.inodes:
             holder = table.holder(st.st_dev, st.st_ino)
             if holder:
@@ -373,7 +395,7 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
     lock = -1
     try:
         cursor.enter(name)
-        lock = _hold(cursor) if held < 0 else os.dup(held)
+        lock = hold(cursor) if held < 0 else os.dup(held)
         found = measure(cursor, LockTable(), thorough=True)
         if found.identity != planned:
             return Removal(blocked=Blocked(path, CHANGED))
@@ -387,18 +409,18 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             # A full disk has no room for one more name: then, and only then, it goes where it is.
-            return _empty(cursor, name, path, found.freed)
+            return empty(cursor, name, path, found.freed)
         cursor.enter(trash)
         locked = os.fstat(lock)
         same = cursor.ident == (locked.st_dev, locked.st_ino)
         found = measure(cursor, LockTable()) if same else Measure()
         cursor.rise(depth)
         if found.identity == planned and not found.blocked:
-            return _empty(cursor, trash, path, found.freed)
-        back = _put_back(cursor, trash, name)
+            return empty(cursor, trash, path, found.freed)
+        back = put_back(cursor, trash, name)
         return Removal(blocked=found.blocked or Blocked(cursor.path(back), CHANGED))
     except OSError as error:
-        return _refusal(path, error)
+        return refusal(path, error)
     finally:
         if lock >= 0:
             os.close(lock)
@@ -411,12 +433,12 @@ def finish_trash(cursor: Cursor, trash: str) -> Removal:
     lock = -1
     try:
         cursor.enter(trash)
-        lock = _hold(cursor)
+        lock = hold(cursor)
         found = measure(cursor, LockTable())
         cursor.rise(depth)
-        return _empty(cursor, trash, cursor.path(trash), found.freed)
+        return empty(cursor, trash, cursor.path(trash), found.freed)
     except OSError as error:
-        return _refusal(cursor.path(trash), error)
+        return refusal(cursor.path(trash), error)
     finally:
         if lock >= 0:
             os.close(lock)
@@ -427,7 +449,7 @@ class _InUse(OSError):
     """Somebody holds flock on the tree, or nobody can tell."""
 
 
-def _hold(cursor: Cursor) -> int:
+def hold(cursor: Cursor) -> int:
     """Take flock on the directory that cursor stands in; returns a descriptor that carries it."""
     # The walk may close the cursor's own descriptor, and with the last one the lock would go.
     lock = os.dup(cursor.fd)
@@ -441,7 +463,7 @@ def _hold(cursor: Cursor) -> int:
     raise _InUse(errno.EWOULDBLOCK, reason)
 
 
-def _refusal(path: str, error: OSError) -> Removal:
+def refusal(path: str, error: OSError) -> Removal:
     if isinstance(error, (MountPoint, _InUse)):
         return Removal(blocked=Blocked(path, str(error.strerror)))
     if isinstance(error, FileNotFoundError):
@@ -449,7 +471,7 @@ def _refusal(path: str, error: OSError) -> Removal:
     return Removal(blocked=Blocked(path, f"cannot be removed: {error.strerror}"), failed=True)
 
 
-def _put_back(cursor: Cursor, trash: str, name: str) -> str:
+def put_back(cursor: Cursor, trash: str, name: str) -> str:
     back = name
     with suppress(FileNotFoundError):
         os.lstat(name, dir_fd=cursor.fd)
@@ -459,7 +481,7 @@ def _put_back(cursor: Cursor, trash: str, name: str) -> str:
     return back
 
 
-def _empty(cursor: Cursor, trash: str, path: str, freed: int) -> Removal:
+def empty(cursor: Cursor, trash: str, path: str, freed: int) -> Removal:
     """Remove the directory trash with all that is in it; path is what to call it."""
     depth = cursor.depth
     problems: list[str] = []

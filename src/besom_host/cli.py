@@ -81,7 +81,11 @@ def _policy(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-free", metavar="SIZE|PCT", help="what the file system is to have available")
     group.add_argument("--max-entries", metavar="N", help="how many entries may stay")
     group.add_argument("--min-age", metavar="DUR", help="younger entries never go")
-    group.add_argument("--order", choices=("oldest", "lru"), help="by mtime (default), or by last use")
+    group.add_argument(
+        "--order",
+        choices=("oldest", "lru", "created"),
+        help="by mtime (default), last use, or created_at (default of sessions)",
+    )
 
 
 def _store(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -215,7 +219,15 @@ def build_parser() -> Parser:
     one.add_argument(
         "--checksum", metavar="C", help="of the archive, as sha256:HEX; then no server is asked twice"
     )
+    one.add_argument(
+        "--store",
+        metavar="STORE|PATH",
+        help="keep the archive there, and take it from there; needs --checksum",
+    )
     one.add_argument("--keep", metavar="N", default="0", help="old versions that stay (default 0)")
+    one.add_argument("--owner", metavar="NAME", help="who is to have all of the tree")
+    one.add_argument("--group", metavar="NAME", help="the group that is to have all of the tree")
+    one.add_argument("--mode", metavar="OCTAL", help="of the directory itself (default 0755)")
     one.add_argument("--current", metavar="LINK", help="a symlink beside it that is to lead to it")
     one.add_argument("--strip", action="store_true", help="leave out the one directory that the archive has")
     one.add_argument("--replace", action="store_true", help="also what besom has not installed")

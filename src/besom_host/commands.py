@@ -39,7 +39,7 @@ from .shared_lock import backend_of
 from .waiting import Deadline, wait_for
 
 # What the command line can say of a store.
-STORE_FLAGS = ("layout", *POLICY_KEYS)
+STORE_FLAGS = ("layout", "group_key", *POLICY_KEYS)
 # Where the work is, and the work itself, which takes run=.
 Work = tuple[str, Callable[..., Report]]
 

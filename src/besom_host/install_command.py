@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from functools import partial
 
+from besom.artifacts import read_access
 from besom.drain_flag import refuse_new_work
 from besom.errors import UsageError
 from besom.extract import Limits
@@ -21,13 +22,15 @@ from besom.units import Share, format_size, parse_count, parse_duration, parse_f
 from .config import load
 from .output import absolute, noted_text, say
 from .progress import Bar
-from .runs import bar_of, run_of
+from .runs import bar_of, path_of, run_of
 from .shared_lock import backend_of
 
 
 def install_command(options: Namespace, shutdown: Shutdown) -> int:
     config = load(options.config, os.environ)
     into = absolute(options.into)
+    store = path_of(config, options.store) if options.store is not None else ""
+    mode, uid, gid = read_access(vars(options), "--")
     request = InstallRequest(
         into,
         options.name,
@@ -43,7 +46,12 @@ def install_command(options: Namespace, shutdown: Shutdown) -> int:
         ),
         expand=parse_factor(options.expand, "--expand"),
         reserve=Share(options.reserve, "--reserve") if options.reserve is not None else None,
+        store=store,
+        mode=mode,
+        uid=uid,
+        gid=gid,
         lock_backend=backend_of(config, into),
+        store_backend=backend_of(config, store) if store else "flock",
     )
     opener = plain_opener(parse_duration(options.timeout, "--timeout"), redirects=False)
     if not options.dry_run:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,7 @@ from besom_host.cli import build_parser
 from besom_host.install_command import install_command
 
 from .conftest import COMMAND, Done, Held
+from .host import Host
 from .mirror import Mirror, serve, stalled
 
 Besom = Callable[..., Done]
@@ -201,6 +203,24 @@ def test_a_signal_ends_the_wait_for_a_server_that_says_nothing(into: Path) -> No
     assert process.returncode == 128 + signal.SIGTERM
     assert errors.startswith("besom: Interrupted. SIGTERM came while asking for http://127.0.0.1")
     assert list(into.iterdir()) == []
+
+
+def test_a_configured_store_keeps_the_archive_for_others(mirror: Mirror, host: Host) -> None:
+    host.configure(stores=[{"name": "gems", "path": str(host.store), "layout": "files", "max_size": "1G"}])
+    file = mirror.add("/app.tar.xz", app("1"))
+    common = (f"{mirror.url}/app.tar.xz", "--checksum", file.checksum, "--store", "gems", "--strip")
+    for name in ("one", "two"):
+        (host.path / name).mkdir()
+        done = host.besom("install", *common, "--into", host.path / name, "--name", "app", "--mode", "0700")
+        assert (done.status, done["action"]) == (0, "installed"), done.stderr
+        assert stat.S_IMODE((host.path / name / "app").stat().st_mode) == 0o700
+    assert mirror.counts["GET"] == 1
+    assert host.names() == [file.checksum.replace(":", "-")]
+    refused = host.besom("install", *common, "--into", host.path / "one", "--name", "b", "--owner", "nobody!")
+    assert (refused.status, refused.stderr) == (
+        2,
+        "besom: --owner: this host knows nobody named 'nobody!'.\n",
+    )
 
 
 def test_two_at_once_fetch_it_once(mirror: Mirror, into: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from typing import Any
@@ -50,15 +51,17 @@ def states(
     play = Play(tmp_path_factory.mktemp("states"), {"oldest": pythons["3.9"]})
     place = {"into": "{here}/opt", "name": "app", "current": "live"}
     one = {"url": f"{mirror.url}/1.tgz", "checksum": mirror.files["/1.tgz"].checksum}
+    access = {"owner": f"{os.geteuid()}", "group": f"{os.getegid()}", "mode": "0750"}
     states: dict[str, dict[str, Any]] = {
-        "installed": {**place, **one, "strip": True},
+        "installed": {**place, **one, "strip": True, "store": "{here}/store", **access},
         "upgraded": {**place, "url": f"{mirror.url}/2.tgz", "keep": 1},
         "removed": {**place, "state": "absent"},
     }
     for state, args in states.items():
         for step, check in STEPS.items():
             play.add(f"one/{state}-{step}", "artifact_install", args, check=check)
-    (play.base / "oldest/one/opt").mkdir(parents=True)
+    for name in ("opt", "store"):
+        (play.base / "oldest/one" / name).mkdir(parents=True)
     return {task: result for (_, task), result in play.run().items()}
 
 
@@ -89,6 +92,12 @@ def test_check_run_again_check_again(states: dict[str, Result], action: str, nam
     assert tops(run) == names
     assert run.tree == again.tree == check_again.tree
     assert check["diff"][0]["before"] == run["diff"][0]["before"]
+
+
+def test_the_archive_is_kept_in_the_store(states: dict[str, Result], mirror: Mirror) -> None:
+    kept = "store/" + mirror.files["/1.tgz"].checksum.replace(":", "-")
+    assert kept not in states["one/installed-check"].tree
+    assert kept in states["one/installed-run"].tree
 
 
 def test_check_mode_changes_nothing(states: dict[str, Result]) -> None:

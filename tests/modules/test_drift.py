@@ -113,9 +113,8 @@ def test_the_modules_know_the_keys_of_the_engine(constants: Any) -> None:
 
 def test_the_modules_have_the_choices_and_defaults_of_the_engine(constants: Any) -> None:
     assert tuple(constants.STORE["layout"]["choices"]) == policy.LAYOUTS
-    assert {*constants.POLICY["order"]["choices"], "created"} == set(policy.ORDERS)
+    assert set(constants.POLICY["order"]["choices"]) == set(policy.ORDERS)
     assert tuple(constants.STORE["lock_backend"]["choices"]) == policy.LOCK_BACKENDS
-    assert constants.POLICY["order"]["default"] == policy.Policy().order
     assert constants.TEMPS["pattern"]["default"] == [policy.DEFAULT_PATTERN]
     assert constants.TEMPS["older_than"]["default"] == policy.DEFAULT_OLDER_THAN
     assert constants.GATE["expand"]["default"] == preflight.DEFAULT_EXPAND

@@ -148,7 +148,7 @@ def request_for() -> Callable[..., Request]:
     """request_for(area, layout='files', empty=False, **limits), limits as a user writes them."""
 
     def make(area: Area, layout: str = "files", empty: bool = False, **limits: Any) -> Request:
-        return Request(Store(str(area.path), layout, Policy.from_mapping(limits)), empty=empty)
+        return Request(Store(str(area.path), layout, Policy.from_mapping(limits, layout=layout)), empty=empty)
 
     return make
 

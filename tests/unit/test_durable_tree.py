@@ -182,8 +182,10 @@ def test_every_file_and_directory_is_synced_before_the_rename_and_the_root_after
         expected = {os.stat(name, dir_fd=one.fd).st_ino for name in (".", "lib", "version", "lib/code")}
         one.seal()
         one.commit()
+    # The tree itself once more, with its owner and mode.
     assert set(inodes[:4]) == expected
-    assert inodes[4:] == ["rename", root.ident[1]]
+    assert inodes[4] in expected
+    assert inodes[5:] == ["rename", root.ident[1]]
 
 
 @pytest.mark.parametrize("sound", [True, False])
@@ -200,8 +202,8 @@ def test_many_files_are_synced_at_once_where_that_is_sound(
         for name in "abcd":
             os.close(os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=one.fd))
         one.seal()
-    assert calls[-1] == ("syncfs" if sound else "fsync")
-    assert calls.count("fsync") == (3 if sound else 5)
+    assert ("syncfs" in calls) == sound
+    assert calls.count("fsync") == (4 if sound else 6)
 
 
 @pytest.mark.parametrize("call", ["fsync", "syncfs"])

@@ -375,6 +375,101 @@ def test_there_has_to_be_room_for_the_archive_and_its_content(mirror: Mirror, pl
     assert "The size of" in report.warnings[0]
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "archives"
+    path.mkdir()
+    return path
+
+
+def test_an_archive_in_a_store_is_fetched_once_for_all(mirror: Mirror, place: Place, store: Path) -> None:
+    file = mirror.add("/app.tgz", ONE)
+    dry = place.install(file, store=str(store), dry_run=True)
+    assert (dry.action, list(store.iterdir()), mirror.counts["GET"]) == ("installed", [], 0)
+    first = place.install(file, store=str(store))
+    assert (first.action, first.fetched.bytes, place.version()) == ("installed", len(ONE), "1")
+    (kept,) = store.iterdir()
+    assert kept.name == file.checksum.replace(":", "-")
+    assert kept.read_bytes() == ONE
+    # No server is there any more.
+    mirror.files.clear()
+    mirror.asked.clear()
+    place.absent()
+    for options in ({"current": "live"}, {"strip": False}):
+        again = predicts(place, file=file, store=str(store), **options)
+        assert again.changed
+        assert again.fetched.bytes == 0
+    assert mirror.asked == []
+    assert [one.name for one in store.iterdir()] == [kept.name]
+
+
+def test_what_somebody_did_to_an_archive_in_a_store_is_noticed(
+    mirror: Mirror, place: Place, store: Path
+) -> None:
+    file = mirror.add("/app.tgz", ONE)
+    place.install(file, store=str(store))
+    place.absent()
+    (kept,) = store.iterdir()
+    st = kept.stat()
+    kept.write_bytes(ONE[:-1] + b"x")
+    os.utime(kept, ns=(st.st_atime_ns, st.st_mtime_ns))
+    assert place.install(file, store=str(store)).action == "installed"
+    assert (kept.read_bytes(), place.version()) == (ONE, "1")
+    # An owner of the store who does it all the time gets no archive extracted that nobody has verified.
+    place.absent()
+    real = os.read
+
+    def read(fd: int, size: int) -> bytes:
+        block = real(fd, size)
+        is_kept = os.readlink(f"/proc/self/fd/{fd}") == str(kept)
+        return block[:-1] + b"x" if is_kept and block else block
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "read", read)
+        with pytest.raises(BesomError, match="was changed meanwhile; run this again"):
+            place.install(file, store=str(store))
+    assert place.names == []
+
+
+def test_how_an_install_through_a_store_fails(
+    mirror: Mirror, place: Place, store: Path, hold: Callable[..., Any]
+) -> None:
+    file = mirror.add("/app.tgz", ONE)
+    with pytest.raises(UsageError, match="A store needs a checksum"):
+        place.install(store=str(store))
+    with pytest.raises(MissingPath, match=r"archives2 does not exist"):
+        place.install(file, store=f"{store}2")
+    held = hold(str(store))
+    with pytest.raises(LockHeld, match=f"{store} is locked by"):
+        place.install(file, store=str(store))
+    held.release()
+    mirror.add("/app.tgz", TWO)
+    with pytest.raises(BesomError, match=r"has the checksum .* nothing was published"):
+        place.install(file, store=str(store))
+    shutdown = Shutdown()
+    shutdown.request(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        place.install(file, run=place.run(shutdown=shutdown), store=str(store))
+    assert (place.names, list(store.iterdir())) == ([], [])
+
+
+@pytest.mark.root
+def test_a_tree_has_the_owner_group_and_mode_that_are_asked_for(mirror: Mirror, place: Place) -> None:
+    file = mirror.add("/app.tgz", ONE)
+    for options in ({"uid": 7}, {"uid": 7, "gid": 8}, {"uid": 7, "gid": 8, "mode": 0o2750}):
+        report = predicts(place, file=file, **options)
+        assert report.changed
+        top, *rest = [place.path / "app", *(place.path / "app").rglob("*")]
+        assert {one.name for one in rest} == {MARK, "bin", "run", "version"}
+        for one in (top, *(one for one in rest if one.name != MARK)):
+            st = one.lstat()
+            assert (st.st_uid, st.st_gid) == (options["uid"], options.get("gid", os.getegid()))
+        assert stat.S_IMODE(top.stat().st_mode) == options.get("mode", 0o755)
+        assert stat.S_IMODE((top / "version").stat().st_mode) == 0o755
+    # Who asks for none leaves it as it is.
+    assert not place.install(file).changed
+
+
 @pytest.mark.root
 def test_what_killed_runs_have_left_is_no_lack_of_space(
     mirror: Mirror, place: Place, mount: Callable[..., None]

@@ -1,0 +1,383 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The layout `sessions`: an entry is `<id>.json` and its blobs, every `<id>` and `<id>.*` beside it.
+
+A name belongs to the longest id that fits. What has no sound metadata, or nothing but metadata, is an
+anomaly: its bytes count, and it is never removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import groupby
+
+from . import metadata
+from .durable import ORPHAN, TREE
+from .inventory import ALL, YOUNGEST, Inventory
+from .locks import LockTable
+from .owner_file import OWNED
+from .report import CAP
+from .root import Root
+from .run import Run
+from .tree import (
+    TRASH,
+    Blocked,
+    Cursor,
+    Measure,
+    MountPoint,
+    Shared,
+    can_write,
+    file_forbids,
+    in_range,
+    measure,
+    sticky_forbids,
+)
+from .units import printable
+
+JSON = ".json"
+SESSIONS_TRASH = "-sessions"
+_LONE = "is a blob without metadata"
+
+
+@dataclass
+class Session:
+    """One session, or (problem) what is none and why.
+
+    parts: the names of its blobs, see part_of; problem: a reason to leave it alone for ever; without one,
+    created (ns) and group are from its metadata. measure: of all its names, whose blocked says why it
+    has to stay this time; print: the identity of all of them.
+    """
+
+    id: str
+    path: str
+    parts: tuple[str, ...]
+    measure: Measure
+    print: int = 0
+    inode: int = 0
+    written: int = 0
+    created: int = 0
+    group: str = ""
+    problem: str = ""
+
+
+def part_of(id_: str, name: str, is_dir: bool) -> str:
+    """A name of a session, short: `d` for a directory or `f`, and what follows the id."""
+    return ("d" if is_dir else "f") + name[len(id_) :]
+
+
+def id_of(name: str) -> str | None:
+    """The id whose metadata a name is, if it is one."""
+    return name[: -len(JSON)] if name.endswith(JSON) and len(name) > len(JSON) else None
+
+
+def owner_of(name: str, ids: Collection[str]) -> str | None:
+    """The longest of the ids that a name belongs to."""
+    if name in ids:
+        return name
+    end = name.rfind(".")
+    while end > 0:
+        if name[:end] in ids:
+            return name[:end]
+        end = name.rfind(".", 0, end)
+    return None
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is of besom's own making, or the file system's: never an entry, nor part of one."""
+    own = name.startswith(".besom-") or OWNED.fullmatch(name) or ORPHAN.fullmatch(name)
+    return bool(own or TREE.fullmatch(name)) or name == "lost+found"
+
+
+@dataclass
+class _Names:
+    """The names directly in a store.
+
+    rows: `<id>/<part>` of each name of a session, sorted; lone: blobs without metadata; own: besom's own;
+    pending: what is still beside a trash of sessions, by its name.
+    """
+
+    rows: list[str] = field(default_factory=list)
+    lone: list[tuple[str, bool]] = field(default_factory=list)
+    own: list[tuple[str, bool]] = field(default_factory=list)
+    pending: dict[str, list[tuple[str, bool]]] = field(default_factory=dict)
+
+
+def _sort_out(cursor: Cursor, found: Inventory, gone: Collection[str]) -> _Names:
+    names, others = _Names(), []
+    with os.scandir(cursor.fd) as entries:
+        for entry in entries:
+            name, is_dir = entry.name, entry.is_dir(follow_symlinks=False)
+            if name in gone:
+                continue
+            if is_dir and TRASH.fullmatch(name):
+                found.trash[name] = 0
+            elif is_own(name):
+                if name != "lost+found" and not OWNED.fullmatch(name):
+                    names.own.append((name, is_dir))
+            else:
+                others.append((name, is_dir))
+    ids = {id_ for name, _ in others if (id_ := id_of(name)) is not None}
+    begun = _begun(cursor, found.trash, ids)
+    fits = ids | begun.keys() if begun else ids
+    for name, is_dir in others:
+        id_ = id_of(name)
+        id_ = owner_of(name, fits) if id_ is None else id_
+        if id_ is None:
+            names.lone.append((name, is_dir))
+        elif id_ in ids:
+            names.rows.append(f"{id_}/{part_of(id_, name, is_dir)}")
+        elif _older(cursor, name, is_dir, begun[id_][1]):
+            names.pending.setdefault(begun[id_][0], []).append((name, is_dir))
+        else:
+            names.lone.append((name, is_dir))
+    names.rows.sort()
+    names.lone.sort()
+    return names
+
+
+def _begun(cursor: Cursor, trash: Iterable[str], ids: Collection[str]) -> dict[str, tuple[str, int]]:
+    """The sessions whose removal was begun and not finished: the trash of each, and when it was (ns)."""
+    found: dict[str, tuple[str, int]] = {}
+    for name in trash:
+        if not name.endswith(SESSIONS_TRASH):
+            continue
+        try:
+            cursor.enter(name)
+            with os.scandir(cursor.fd) as entries:
+                for entry in entries:
+                    id_ = id_of(entry.name)
+                    # One that was put there anew is another session.
+                    if id_ is not None and id_ not in ids and not entry.is_dir(follow_symlinks=False):
+                        # A rename changes the ctime, so this is when it went there.
+                        found[id_] = (name, entry.stat(follow_symlinks=False).st_ctime_ns)
+        except OSError:
+            pass  # measure_trash says so
+        cursor.rise(0)
+    return found
+
+
+def _older(cursor: Cursor, name: str, is_dir: bool, moment: int) -> bool:
+    """Whether nothing was done to a name since that moment (ns): what came later is not what was to go."""
+    newest = moment
+    try:
+        if is_dir:
+            cursor.enter(name)
+            st = os.fstat(cursor.fd)
+            newest = measure(cursor, LockTable()).newest
+        elif name in cursor.mounted and cursor.is_mount(name):
+            return False
+        else:
+            st = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+    except OSError:
+        return False
+    finally:
+        cursor.rise(0)
+    return max(newest, st.st_ctime_ns) <= moment
+
+
+def look(
+    cursor: Cursor, names: Iterable[tuple[str, bool]], table: LockTable, thorough: bool = False
+) -> tuple[Measure, int, os.stat_result | None]:
+    """Measure names (and whether each is a directory) in the directory that cursor stands in, as one.
+
+    Returns the measure, a print of their identities in 63 bits, and the stat of the first name. Files by
+    device, inode, mtime and size, directories by that of their measure. thorough as in tree.measure.
+    """
+    whole, first = Measure(), None
+    own, depth = os.fstat(cursor.fd), cursor.depth
+    digest = blake2b(digest_size=8)
+    for name, is_dir in names:
+        path = cursor.path(name)
+        try:
+            if is_dir:
+                cursor.enter(name)
+                try:
+                    one = measure(cursor, table, thorough)
+                    st = os.fstat(cursor.fd)
+                finally:
+                    cursor.rise(depth)
+                whole.merge(one)
+                identity = (name, st.st_dev, st.st_ino, *one.identity)
+            else:
+                if name in cursor.mounted and cursor.is_mount(name):
+                    raise MountPoint(errno.EXDEV, "is a mount point", name)
+                st = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+                # Metadata is read by whoever lists sessions.
+                whole.add(st, read=first is not None)
+                identity = (name, st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size)
+                if st.st_ino in table.inodes:
+                    holder = table.holder(st.st_dev, st.st_ino)
+                    if holder:
+                        whole.block(path, f"in use: locked by {holder}", anomaly=False)
+                if stat.S_ISREG(st.st_mode):
+                    forbids = file_forbids(name, cursor.fd) if thorough else ""
+                    if forbids:
+                        whole.block(path, f"is {forbids}")
+                elif not stat.S_ISLNK(st.st_mode):
+                    kind = "a directory" if stat.S_ISDIR(st.st_mode) else "a socket, FIFO or device"
+                    whole.block(path, f"is {kind}", anomaly=False)
+        except MountPoint:
+            whole.block(path, "is a mount point", anomaly=False)
+            continue
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            whole.block(path, f"cannot be read: {error.strerror}")
+            continue
+        if sticky_forbids(own, st):
+            whole.block(path, "belongs to another user, in a sticky directory")
+        whole.device = st.st_dev
+        first = first or st
+        digest.update(repr(identity).encode())
+    return whole, int.from_bytes(digest.digest(), "big") >> 1, first
+
+
+def names_of(id_: str, parts: Iterable[str]) -> list[tuple[str, bool]]:
+    """The names of a session, its metadata first, and whether each is a directory."""
+    return [(id_ + JSON, False), *((id_ + part[1:], part[0] == "d") for part in parts)]
+
+
+def _read_metadata(cursor: Cursor, name: str, st: os.stat_result | None) -> bytes:
+    """The bytes of the metadata file that st is of. Raises Unfit."""
+    if st is None or not stat.S_ISREG(st.st_mode):
+        raise metadata.Unfit("its metadata is not a regular file")
+    if st.st_size > metadata.MOST:
+        raise metadata.Unfit("its metadata is larger than 1 MiB")
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        try:
+            fd = os.open(name, flags | os.O_NOATIME, dir_fd=cursor.fd)
+        except PermissionError:
+            # O_NOATIME is for the owner only, open(2).
+            fd = os.open(name, flags, dir_fd=cursor.fd)
+        try:
+            now = os.fstat(fd)
+            if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):
+                raise metadata.Unfit("its metadata is being replaced")
+            data = bytearray()
+            while block := os.read(fd, metadata.MOST + 1 - len(data)):
+                data += block
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise metadata.Unfit(f"its metadata cannot be read: {error.strerror}") from None
+    if len(data) > metadata.MOST:
+        raise metadata.Unfit("its metadata is larger than 1 MiB")
+    return bytes(data)
+
+
+def sessions(
+    found: Inventory, run: Run, group_key: str = "group", thorough: bool = False, lru: bool = False
+) -> Iterator[Session]:
+    """Every session in the store of an inventory, by id, then every blob without metadata.
+
+    Fills in found.trash. thorough also looks for immutable files. Raises Interrupted between two of them.
+    """
+    root, now = found.root, run.now()
+    cursor, table = Cursor(root), LockTable()
+    names = _sort_out(cursor, found, run.forecast.names.get(root.ident, ()))
+    doing = f"reading {printable(root.path)}"
+    for name, is_dir in names.own:
+        found.count_usage(look(cursor, [(name, is_dir)], table)[0])
+    for id_, group in groupby(names.rows, key=lambda row: row.partition("/")[0]):
+        run.shutdown.check(doing)
+        cut = len(id_) + 1
+        rows = [row[cut:] for row in group]
+        parts = tuple(part for part in rows if part[1:] != JSON)
+        own = names_of(id_, parts)
+        if "d" + JSON in rows:
+            own[0] = (own[0][0], True)
+        whole, identity, st = look(cursor, own, table, thorough)
+        path = cursor.path(id_ + JSON)
+        one = Session(id_, path, parts, whole, identity)
+        if st is not None:
+            one.inode, one.written = st.st_ino, in_range(st.st_mtime_ns)
+        try:
+            data = _read_metadata(cursor, id_ + JSON, None if own[0][1] else st)
+            read = metadata.parse(data, now, group_key)
+            one.created, one.group = read.created, read.group
+            if not parts:
+                raise metadata.Unfit("is metadata without a blob")
+        except metadata.Unfit as unfit:
+            one.problem = str(unfit)
+        yield one
+    for name, is_dir in names.lone:
+        run.shutdown.check(doing)
+        whole, identity, _st = look(cursor, [(name, is_dir)], table)
+        yield Session(name, cursor.path(name), (), whole, identity, problem=_LONE)
+    beside = {}
+    for trash, rest in names.pending.items():
+        beside[trash], identity, _st = look(cursor, rest, table, thorough)
+        found.pending[trash] = (rest, identity)
+    found.measure_trash(table, run.forecast, beside)
+    for trash in beside.keys() - found.trash.keys():
+        found.count_usage(beside[trash])
+
+
+def read_sessions(
+    root: Root,
+    run: Run,
+    order: str = "created",
+    horizon: int = YOUNGEST,
+    grace: int = YOUNGEST,
+    thorough: bool = False,
+    group_key: str = "group",
+    whole: bool = False,
+) -> Inventory:
+    """The inventory of layout `sessions`; order: which of its times is the key of a session.
+
+    horizon, grace, thorough and whole as in read_trees; what was written inside the grace period is young
+    whatever its metadata says. In chunks, a session is named `<id>/<part>/<part>...`.
+    """
+    found = Inventory(root, by_mtime=False)
+    found.anomalies.cap = ALL if whole else CAP
+    writable = can_write(root.fd)
+    linked: list[tuple[int, int, int, int, str, Measure]] = []
+    groups: dict[str, int] = {}
+    anomalous: Shared = {}
+    for one in sessions(found, run, group_key, thorough):
+        measured = one.measure
+        found.count_usage(measured)
+        run.progress("scan", found.entries, 0)
+        if one.problem:
+            found.anomalies.add(one.path, one.problem)
+            known = sum(held for ident, (_n, _l, held) in measured.shared.items() if ident in anomalous)
+            found.anomalous += measured.bytes - known
+            anomalous.update(measured.shared)
+            continue
+        found.entries += 1
+        key = {"created": one.created, "lru": measured.used}.get(order, measured.newest)
+        found.span(key, key)
+        if key >= horizon or measured.newest > grace:
+            found.young += key > grace or measured.newest > grace
+            continue
+        blocked = measured.blocked
+        if not (blocked or writable):
+            blocked = Blocked(one.path, "cannot be removed: the store cannot be written", True)
+        if blocked:
+            found.note(blocked)
+        if whole or not blocked:
+            chunk = found.room(measured.device)
+            name = "/".join((one.id, *one.parts))
+            if measured.shared:
+                found.shared[name] = measured.shared
+                linked.append((key, one.inode, len(found.chunks) - 1, len(chunk), name, measured))
+            chunk.open_names.append(name)
+            chunk.where.append(0)
+            chunk.inode.append(one.inode)
+            chunk.mtime.append(one.written)
+            chunk.size.append(one.print)
+            chunk.key.append(key)
+            chunk.group.append(groups.setdefault(one.group, len(groups)))
+            chunk.set_bytes(len(chunk.bytes), measured.bytes, measured.bytes)
+    found.groups = list(groups)
+    if found.chunks:
+        found.chunks[-1].seal()
+    linked.sort()
+    for _key, _inode, number, position, _name, measured in linked:
+        found.chunks[number].set_bytes(position, *found.credit(measured))
+    return found
