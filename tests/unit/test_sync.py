@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import signal
 import stat
@@ -606,3 +607,39 @@ def test_retries_are_told(scene: Scene) -> None:
     report = scene.sync().to_dict()
     assert report["retries"]["requests"] == 1
     assert report["fetched_bytes"] == len(CONTENT)
+
+
+def test_one_listing_does_for_all_who_ask_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each sees what was there before it asked."""
+    listing, until, count = threading.Event(), threading.Event(), itertools.count()
+
+    def slow(directory_fd: int) -> list[str]:
+        found = list_parts(directory_fd)
+        if not next(count):
+            listing.set()
+            until.wait(PATIENCE_S)
+        return found
+
+    monkeypatch.setattr("besom.claim.list_parts", slow)
+    listings, seen = Listings(), [False] * 9
+    fd = os.open(tmp_path, os.O_RDONLY)
+
+    def ask(number: int) -> None:
+        with draft(fd, str(tmp_path), str(number)) as one:
+            asking.release()
+            seen[number] = one.name in listings(fd)
+
+    asking = threading.Semaphore(0)
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(9)]
+    threads[0].start()
+    assert listing.wait(PATIENCE_S)
+    for thread in threads[1:]:
+        thread.start()
+    for _ in threads:
+        asking.acquire()
+    until.set()
+    for thread in threads:
+        thread.join()
+    os.close(fd)
+    assert seen == [True] * 9
+    assert next(count) <= 9
