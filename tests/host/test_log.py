@@ -96,9 +96,9 @@ def test_what_looks_like_a_secret_is_in_no_line(place: Path, template: str, secr
 def test_known_values_are_hidden_wherever_they_stand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGISTRY_TOKEN", "hunter2")
     monkeypatch.setenv("BESOM_SEQ_API_KEY_FILE", "/etc/besom/key")
-    log.configure(Config(log_format="clef", log_file=str(place), redis_url="redis://x:pa55@h/0"))
+    log.configure(Config(log_format="clef", log_file=str(place), redis_url="redis://x:pa55word@h/0"))
     try:
-        raise RuntimeError("hunter2 and pa55")
+        raise RuntimeError("hunter2 and pa55word")
     except RuntimeError as error:
         log.tell("run_crashed", error=repr(error))
     log.tell("work_warned", path="/x", reason="hunter2 in /etc/besom/key")
