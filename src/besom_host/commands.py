@@ -262,7 +262,7 @@ def finish(
     """Print what came of it, as text or JSON (with more figures, if given); returns the exit status."""
     total = outcome.to_dict(options.command)
     if options.command in ("prune", "purge") and outcome.reports:
-        total = outcome.reports[0].to_dict()
+        total = {**outcome.reports[0].to_dict(), "operation": options.command}
     for warning in total["warnings"]:
         say(f"warning: {warning}")
     if options.json:
