@@ -10,11 +10,12 @@ from besom.errors import LockHeld
 from besom.shutdown import Shutdown
 
 from . import log
-from .commands import bar_of, finish, run_of
+from .commands import finish
 from .config import find, read
 from .cycle import LAST_WORDS_S, keep_house
 from .output import say
 from .progress import Bar
+from .runs import bar_of, run_of
 from .state import AlreadyRuns, StateDir
 
 
