@@ -216,7 +216,12 @@ def carry_out(
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, dry_run)
     with bar or Bar():
-        return perform([(path, partial(do, run=run)) for path, do in work], run, skip_missing)
+        outcome = perform([(path, partial(do, run=run)) for path, do in work], run, skip_missing)
+    if not dry_run and (config.log_file or config.log_journal or config.seq_url):
+        from .cycle import tell_outcome
+
+        tell_outcome(config, outcome)
+    return outcome
 
 
 def finish(
