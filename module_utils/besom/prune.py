@@ -86,6 +86,7 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     found = read_store(store, root, run, horizon, grace, request.only, thorough)
 
     report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies)
+    report.entries_before = found.entries + len(found.trash)
     trash = sum(found.trash.values())
     size, available = _space(root, run.forecast)
     goals = Goals(before=aged)
@@ -369,7 +370,7 @@ def _carry_out(planned: Plan, request: Request, root: Root, run: Run) -> Report:
     again.removed.add(report.removed.entries, report.removed.bytes)
     report.victims.extend(again.victims)
     again.victims = report.victims
-    again.bytes_before = report.bytes_before
+    again.bytes_before, again.entries_before = report.bytes_before, report.entries_before
     again.failures.extend(report.failures)
     return again
 

@@ -71,6 +71,7 @@ class Report:
     victims: Noted = field(default_factory=Noted)
     bytes_before: int = 0
     bytes_after: int = 0
+    entries_before: int = 0
     lock_wait_s: float = 0.0
     duration_s: float = 0.0
     interrupted: bool = False
@@ -78,6 +79,11 @@ class Report:
     missed: bool = False
     # What the failures come to as an exit status.
     failure_status: int = 1
+
+    @property
+    def entries_after(self) -> int:
+        """What is there now of entries_before, the entries and trash that were there."""
+        return max(0, self.entries_before - self.removed.entries)
 
     @property
     def changed(self) -> bool:

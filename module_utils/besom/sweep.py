@@ -98,6 +98,7 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
             elif error.errno != errno.ENOENT:
                 report.anomalies.add(cursor.path(name), f"cannot be read: {error.strerror}")
             continue
+        report.entries_before += 1
         report.bytes_before += temp.bytes
         for ident, (count, _links, size) in temp.shared.items():
             report.bytes_before -= size if ident in names_of else 0

@@ -19,7 +19,7 @@ from typing import Any, Callable
 import yaml
 
 from besom.errors import UsageError
-from besom.fetch import redact
+from besom.fetch import check_url, redact
 from besom.policy import LIMITS, Store, Temps, read_store, read_temps
 from besom.redis_lock import check_redis_url
 from besom.run import Run
@@ -46,9 +46,10 @@ class Problem:
 class Config:
     """What the file at path and the environment configure.
 
-    stores by name; raw_stores as they were written; durations in seconds; log_file and textfile are
-    empty where nothing is to be written; daemon_, unmount_ and prune_timeout are those of a drain's
-    phases; problems: what was malformed.
+    stores by name; raw_stores as they were written; durations in seconds; log_file, textfile and seq_url
+    are empty where nothing is to be written or sent; log_journal: whether events go to the journal with
+    their fields, None: where stderr is the journal's; daemon_, unmount_ and prune_timeout are those of a
+    drain's phases; problems: what was malformed.
     """
 
     path: str = ""
@@ -68,6 +69,10 @@ class Config:
     on_phase_failure: str = "continue"
     log_format: str = "text"
     log_file: str = ""
+    log_journal: bool | None = None
+    seq_url: str = ""
+    seq_api_key: str = ""
+    seq_api_key_file: str = ""
     textfile: str = ""
     readable: bool = True  # the file is YAML, or there is none
     problems: list[Problem] = field(default_factory=list)
@@ -183,6 +188,38 @@ def _format(value: Any, name: str) -> str:
     return str(value)
 
 
+def _yes_or_no(value: Any, name: str) -> bool:
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    if str(value).strip().lower() not in words:
+        raise UsageError(f"{name}: '{printable(str(value))}' is neither true nor false.")
+    return words[str(value).strip().lower()]
+
+
+def _seq_url(value: Any, name: str) -> str:
+    url = check_url(value, name)
+    if any(sign in url for sign in "@?#"):
+        raise UsageError(
+            f"{name}: {redact(url)} must have no login and no query; the API key has its own place."
+        )
+    return url
+
+
+def _api_key(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,1000}", value):
+        # Not shown, whatever it is.
+        raise UsageError(f"{name}: that is not an API key; it has only letters, digits and signs.")
+    return value
+
+
 # Field of Config: its keys in the file, how it is read, and its variables with how those are read.
 _Read = Callable[[Any, str], Any]
 _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
@@ -202,6 +239,10 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
     "on_phase_failure": (("drain", "on_phase_failure"), _after_failure, {}),
     "log_format": (("log", "format"), _format, {"BESOM_LOG_FORMAT": _format}),
     "log_file": (("log", "file"), _path, {"BESOM_LOG_FILE": _path}),
+    "log_journal": (("log", "journal"), _truth, {"BESOM_LOG_JOURNAL": _yes_or_no}),
+    "seq_url": (("log", "seq_url"), _seq_url, {"BESOM_SEQ_URL": _seq_url}),
+    "seq_api_key": (("log", "seq_api_key"), _api_key, {"BESOM_SEQ_API_KEY": _api_key}),
+    "seq_api_key_file": (("log", "seq_api_key_file"), _path, {"BESOM_SEQ_API_KEY_FILE": _path}),
     "textfile": (("metrics", "textfile"), _path, {"BESOM_METRICS_TEXTFILE": _path}),
 }
 _SECTIONS = {
@@ -368,7 +409,7 @@ class _Reader:
                     setattr(self.config, name, reading(values[keys[-1]], ": ".join(keys)))
             for variable, reading_variable in variables.items():
                 if variable in self.env:
-                    now = getattr(self.config, name)
+                    now = "" if name == "seq_api_key" else getattr(self.config, name)
                     with self.noting_variable(variable, f"It is ignored; {_shown(now)} is in force."):
                         setattr(self.config, name, reading_variable(self.env[variable], variable))
                     break
@@ -383,5 +424,6 @@ class _Reader:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{math.floor(value) if value == math.floor(value) else value}s"
+    text = "" if value is None else str(value)
     # A URL can hold a password.
-    return (redact(value) if "://" in str(value) else printable(str(value))) or "the default"
+    return (redact(text) if "://" in text else printable(text)) or "the default"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Callable
 
-from besom.errors import BesomError, LockHeld, UsageError
+from besom.errors import BesomError, Interrupted, LockHeld, MissingPath, UsageError
 from besom.housekeep import Outcome, Task, perform
 from besom.policy import Store
 from besom.prune import Request, prune
@@ -20,6 +21,7 @@ from besom.units import format_duration, format_size, printable
 
 from . import log
 from .config import Config
+from .metrics import Metrics
 
 # Told what is begun (operation, path) and, with an empty operation, that it is over.
 Watch = Callable[[str, str], None]
@@ -29,40 +31,163 @@ def _unwatched(operation: str, path: str) -> None:
     """The watch of those who only look at the outcome."""
 
 
-def housekeeping(config: Config, run: Run, watch: Watch = _unwatched) -> Outcome:
+@dataclass(frozen=True)
+class Round:
+    """One round: what it came to, and how long it took in seconds."""
+
+    outcome: Outcome
+    duration_s: float
+
+    @property
+    def result(self) -> str:
+        """done, failed or interrupted."""
+        if any(isinstance(error, Interrupted) for error in self.outcome.errors):
+            return "interrupted"
+        return "failed" if self.outcome.messages else "done"
+
+    @property
+    def removed_entries(self) -> int:
+        return sum(report.removed.entries for report in self.outcome.reports)
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(report.removed.bytes for report in self.outcome.reports)
+
+    @property
+    def missed(self) -> list[str]:
+        """The stores that stay over a limit, since nothing else in them can go."""
+        return [printable(report.store) for report in self.outcome.reports if report.missed]
+
+
+def keep_house(config: Config, run: Run, cause: str, watch: Watch = _unwatched) -> Round:
     """Sweep every temp area and bring every store under its policy; what fails keeps nothing else back.
 
-    Stores that overlap are left alone: which of their policies is meant nobody can tell.
+    Stores that overlap are left alone: which of their policies is meant nobody can tell. Tells of all that
+    happens, brings the metrics up to date, and raises nothing. cause: as in the event run_began.
     """
-    run = replace(run, waiting=partial(_tell_of_wait, run.waiting), waited=partial(_tell_waited, run.waited))
-    refused = _overlapping(list(config.stores.values()))
-    errors: list[BesomError] = [UsageError(sentence) for sentence in dict.fromkeys(refused.values())]
-    outcome = perform(_tasks(config, run, watch, refused), run)
-    outcome.errors += errors
-    for error in outcome.errors:
-        if isinstance(error, LockHeld):
-            log.warning("store_skipped", "{reason}", reason=str(error))
-        else:
-            log.error("work_failed", "{reason}", reason=str(error))
-    for note in outcome.notes:
-        log.info("area_missing", "{note}", note=note)
-    return outcome
-
-
-def _tell_of_wait(also: Callable[[str], None], message: str) -> None:
-    log.info("lock_awaited", "{message}", message=message)
-    also(message)
-
-
-def _tell_waited(also: Callable[[str, float], None], path: str, seconds: float) -> None:
-    log.info(
-        "lock_won",
-        "Got the lock of {path} after {waited}.",
-        path=printable(path),
-        waited=format_duration(round(seconds, 1)),
-        lock_wait_s=round(seconds, 3),
+    started, metrics = time.monotonic(), Metrics()
+    log.tell("run_began", cause=cause)
+    try:
+        outcome = _Cycle(config, run, watch, metrics).perform()
+    except Exception as error:  # noqa: BLE001 (a daemon outlives whatever a run ends in)
+        log.tell("run_crashed", error=repr(error))
+        outcome = Outcome(errors=[BesomError(f"The run ended in {printable(repr(error))}; report it.")])
+    found = Round(outcome, time.monotonic() - started)
+    in_use = sum(report.bytes_after for report in outcome.reports)
+    log.tell(
+        "run_ended",
+        outcome=found.result,
+        removed_entries=found.removed_entries,
+        freed=format_size(found.freed_bytes),
+        freed_bytes=found.freed_bytes,
+        after=format_size(in_use),
+        bytes_after=in_use,
+        took=format_duration(round(found.duration_s, 1)),
+        duration_s=round(found.duration_s, 3),
     )
-    also(path, seconds)
+    metrics.of_run(found.result, found.duration_s, time.time())
+    if not run.dry_run:
+        write_metrics(config, metrics)
+    return found
+
+
+def write_metrics(config: Config, metrics: Metrics) -> None:
+    """Bring the configured textfile up to date; where that cannot be, a warning is told."""
+    if not config.textfile:
+        return
+    areas = [("prune", name) for name in config.stores] + [("sweep", area.path) for area in config.temps]
+    try:
+        metrics.write(config.textfile, areas)
+    except Exception as error:  # noqa: BLE001 (work goes on without figures, whatever is in their way)
+        why = (isinstance(error, OSError) and error.strerror) or str(error) or repr(error)
+        log.tell("metrics_unwritten", path=printable(config.textfile), reason=f"{why.rstrip('.')}.")
+
+
+class _Cycle:
+    """The tasks of one round, each with its events and figures."""
+
+    def __init__(self, config: Config, run: Run, watch: Watch, metrics: Metrics) -> None:
+        self.config, self.watch, self.metrics = config, watch, metrics
+        self.run = replace(
+            run,
+            waiting=partial(self._tell_of_wait, run.waiting),
+            waited=partial(self._tell_waited, run.waited),
+        )
+        # What is at work: operation, path, and what the metrics call it.
+        self.now = ("", "", "")
+
+    def perform(self) -> Outcome:
+        refused = _overlapping(list(self.config.stores.values()))
+        outcome = perform(self._tasks(refused), self.run)
+        for error in outcome.errors:
+            if isinstance(error, Interrupted):
+                log.tell("work_interrupted", reason=str(error))
+        for path, sentence in refused.items():
+            log.tell("work_failed", operation="prune", path=printable(path), reason=sentence)
+        outcome.errors += [UsageError(sentence) for sentence in dict.fromkeys(refused.values())]
+        return outcome
+
+    def _tasks(self, refused: dict[str, str]) -> Iterator[Task]:
+        # As in the engine: an old temp that lies in a store is gone when the store is measured.
+        for area in self.config.temps:
+            yield area.path, partial(self._watched, "sweep", area.path, area.path, partial(sweep, area))
+        for store in self.config.stores.values():
+            if store.path not in refused:
+                work = partial(prune, Request(store))
+                yield store.path, partial(self._watched, "prune", store.path, store.name, work, store)
+
+    def _watched(
+        self, operation: str, path: str, name: str, work: Callable[[Run], Report], store: Store | None = None
+    ) -> Report:
+        self.now = operation, path, name
+        self.watch(operation, path)
+        try:
+            report = work(self.run)
+        except Exception as error:
+            self._tell_failure(error)
+            if isinstance(error, (BesomError, OSError)):
+                raise
+            # One store's misfortune is not the others'.
+            raise BesomError(f"{operation} of {printable(path)} ended in {error!r}; report it.") from error
+        finally:
+            self.watch("", path)
+        limit = store.policy.max_size if store else None
+        self.metrics.of_report(operation, name, report, time.time(), limit)
+        _tell(report)
+        return report
+
+    def _tell_failure(self, error: Exception) -> None:
+        operation, path, name = self.now
+        where = {"operation": operation, "path": printable(path)}
+        if isinstance(error, Interrupted):
+            return  # told once, for all
+        if isinstance(error, MissingPath):
+            log.tell("area_missing", **where)
+            return
+        self.metrics.of_failure(operation, name, locked=isinstance(error, LockHeld))
+        if isinstance(error, LockHeld):
+            log.tell("store_skipped", reason=str(error), **where)
+        elif isinstance(error, BesomError):
+            log.tell("work_failed", reason=str(error), **where)
+        elif isinstance(error, OSError):
+            reason = f"{printable(path)}: {error.strerror or error}."
+            log.tell("work_failed", reason=reason, **where)
+        else:
+            log.tell("work_crashed", error=repr(error), **where)
+
+    def _tell_of_wait(self, also: Callable[[str], None], message: str) -> None:
+        log.tell("lock_awaited", message=message)
+        also(message)
+
+    def _tell_waited(self, also: Callable[[str, float], None], path: str, seconds: float) -> None:
+        log.tell(
+            "lock_won",
+            path=printable(path),
+            waited=format_duration(round(seconds, 1)),
+            lock_wait_s=round(seconds, 3),
+        )
+        self.metrics.of_wait(self.now[0], self.now[2], seconds)
+        also(path, seconds)
 
 
 def _overlapping(stores: list[Store]) -> dict[str, str]:
@@ -80,68 +205,29 @@ def _overlapping(stores: list[Store]) -> dict[str, str]:
     return refused
 
 
-def _tasks(config: Config, run: Run, watch: Watch, refused: dict[str, str]) -> Iterator[Task]:
-    # As in the engine: an old temp that lies in a store is gone when the store is measured.
-    for area in config.temps:
-        yield area.path, partial(_watched, "sweep", area.path, partial(sweep, area, run), watch)
-    for store in config.stores.values():
-        if store.path not in refused:
-            work = partial(prune, Request(store), run)
-            yield store.path, partial(_watched, "prune", store.path, work, watch)
-
-
-def _watched(operation: str, path: str, work: Callable[[], Report], watch: Watch) -> Report:
-    watch(operation, path)
-    try:
-        report = work()
-    finally:
-        watch("", path)
-    _tell(report)
-    return report
-
-
 def _tell(report: Report) -> None:
-    figures = {
-        "operation": report.operation,
-        "path": printable(report.store),
-        "removed_entries": report.removed.entries,
-        "freed_bytes": report.removed.bytes,
-        "bytes_before": report.bytes_before,
-        "bytes_after": report.bytes_after,
-        "kept": report.kept.total,
-        "duration_s": round(report.duration_s, 3),
-    }
-    if report.removed.entries:
-        log.info(
-            f"{report.operation}_done",
-            "{operation} of {path}: removed {removed_entries}, freed {freed}; in use {after}.",
-            freed=format_size(report.removed.bytes),
-            after=format_size(report.bytes_after),
-            **figures,
-        )
-    else:
-        log.info(
-            f"{report.operation}_idle",
-            "{operation} of {path}: nothing to remove; in use {after}.",
-            after=format_size(report.bytes_after),
-            **figures,
-        )
-    for item in report.anomalies.items:
-        log.warning("anomaly", "To look at: {path} ({reason}).", path=item["path"], reason=item["reason"])
-    for item in report.failures.items:
-        log.error("entry_failed", "{path} {reason}.", path=item["path"], reason=item["reason"])
-    for sentence in report.warnings:
-        log.warning("limit_missed", "{reason}", reason=sentence)
-
-
-def summary(outcome: Outcome) -> tuple[int, int]:
-    """(entries removed, bytes freed) by all of it."""
-    return (
-        sum(report.removed.entries for report in outcome.reports),
-        sum(report.removed.bytes for report in outcome.reports),
+    path = printable(report.store)
+    log.tell(
+        f"{report.operation}_{'done' if report.removed.entries else 'idle'}",
+        operation=report.operation,
+        path=path,
+        removed_entries=report.removed.entries,
+        freed_bytes=report.removed.bytes,
+        freed=format_size(report.removed.bytes),
+        bytes_before=report.bytes_before,
+        before=format_size(report.bytes_before),
+        bytes_after=report.bytes_after,
+        after=format_size(report.bytes_after),
+        entries_after=report.entries_after,
+        kept=report.kept.total,
+        duration_s=round(report.duration_s, 3),
+        lock_wait_s=round(report.lock_wait_s, 3),
     )
-
-
-def missed(outcome: Outcome) -> list[str]:
-    """The stores that stay over a limit, since nothing else in them can go."""
-    return [printable(report.store) for report in outcome.reports if report.missed]
+    for item in report.anomalies.items:
+        log.tell("anomaly", path=item["path"], reason=item["reason"])
+    for item in report.failures.items:
+        log.tell("entry_failed", path=item["path"], reason=item["reason"])
+    for number, sentence in enumerate(report.warnings):
+        log.tell(
+            "limit_missed" if report.missed and not number else "work_warned", path=path, reason=sentence
+        )

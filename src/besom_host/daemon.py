@@ -10,18 +10,19 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 from besom.drain_flag import PATH as FLAG
 from besom.drain_flag import is_draining
-from besom.errors import BesomError, Interrupted
+from besom.errors import BesomError
 from besom.run import Run
 from besom.shutdown import Shutdown
-from besom.units import format_duration, format_size, printable
+from besom.units import format_duration, printable
 
 from . import log
 from .config import Config, find, read
-from .cycle import housekeeping, missed, summary
+from .cycle import Round, keep_house
 from .notify import ONCE, notify, notify_reloading, watchdog_s
 from .process import Process
 from .shared_lock import redis_locks_of
@@ -34,6 +35,8 @@ _TICK_S = 0.05
 _REFUSED_S = 60.0  # a host that drains is asked again after this
 _LONGEST_WAIT_S = 86400.0  # the system call cannot wait for every interval that can be configured
 _MOST_MESSAGES = 20
+# Events that are on their way when the daemon ends get this long.
+_LAST_WORDS_S = 1.0
 
 
 class Daemon:
@@ -70,19 +73,15 @@ class Daemon:
             self.heard(early)
         # Not given back before the process ends: a place that is free is that of a daemon that is gone.
         self.place = self.state.acquire()
-        refusal = log.configure(self.config.log_format, self.config.log_file)
-        log.info(
+        refusals = log.configure(self.config)
+        log.tell(
             "daemon_started",
-            "Keeping house every {interval}, pid {pid}, configuration {path}.",
-            pid=os.getpid(),
             interval=format_duration(self.config.interval),
             path=printable(self.config.path) or "(none)",
             stores=len(self.config.stores),
             temps=len(self.config.temps),
         )
-        if refusal:
-            log.warning("log_refused", "{reason}", reason=refusal)
-        self._warn_of_config()
+        self._warn_of_config(refusals)
         previous = self.state.observe()
         self.status.answered = min(previous.answered, self.state.asked())
         self.status.last_run = previous.last_run
@@ -93,11 +92,24 @@ class Daemon:
             os.environ.pop("NOTIFY_SOCKET", None)
         try:
             while not self.drain_signal:
-                self._turn()
+                try:
+                    self._turn()
+                except Exception as error:  # noqa: BLE001 (nothing ends a daemon but a signal)
+                    self._survive(error)
         finally:
             self._publish(DRAINING)
-            log.info("daemon_stopped", "Stopped after {runs} runs.", runs=self.status.runs)
+            log.tell("daemon_stopped", runs=self.status.runs)
+            log.close(_LAST_WORDS_S)
         return 0
+
+    def _survive(self, error: Exception) -> None:
+        """Go on after an error that nobody has foreseen, at the time of the next run and not before."""
+        self.due = max(self.due, time.monotonic() + min(self.config.interval, _REFUSED_S))
+        log.tell("run_crashed", error=repr(error))
+        with suppress(Exception):
+            self._publish(IDLE)
+        # Whatever it is, it shall not keep a processor busy.
+        time.sleep(1.0)
 
     def heard(self, signum: int, _frame: Any = None) -> None:
         """Note a signal; what it asks for is done where work can be left."""
@@ -114,8 +126,9 @@ class Daemon:
             self.drain_deadline = time.monotonic() + self.config.drain_timeout
             if not self.config.drain_timeout:
                 self.shutdown.request(signum)
-            notify("STOPPING=1")
-            self._publish(DRAINING)
+            with suppress(Exception):  # it would be raised in the midst of whatever is at work
+                notify("STOPPING=1")
+                self._publish(DRAINING)
 
     def _tick(self) -> None:
         """What has its time while work goes on: the watchdog, and the end of a drain's patience."""
@@ -151,7 +164,7 @@ class Daemon:
             # What was asked for is answered by the first run after that.
             self.asked = False
             self.due = time.monotonic() + min(self.config.interval, _REFUSED_S)
-            log.warning("run_refused", "No run begins, since this host drains ({path} exists).", path=FLAG)
+            log.tell("run_refused", path=FLAG)
             self._publish(IDLE)
             return
         cause = "asked" if self.asked else "due"
@@ -159,66 +172,46 @@ class Daemon:
         # Read after the flag is taken back: a request that comes later causes one more run.
         number = self.state.asked()
         began, started = time.time(), time.monotonic()
-        log.info("run_began", "A run begins ({cause}).", cause=cause)
+        # Whatever becomes of this run, the next is not before its time.
+        self.due = started + self.config.interval
         self._publish(RUNNING)
         run = Run(
             lock_timeout=self.config.lock_timeout,
             lock_option="lock_timeout",
             shared_lock=redis_locks_of(self.config),
             shutdown=self.shutdown,
-            output=lambda hook, text: log.info("hook_output", "{hook}: {text}", hook=hook, text=text),
+            output=lambda hook, text: log.tell("hook_output", hook=hook, text=text),
         )
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
-        entries = freed = 0
-        short: list[str] = []
         try:
-            outcome = housekeeping(self.config, run, self._watch)
-            entries, freed = summary(outcome)
-            short = missed(outcome)
-            messages = outcome.messages
-            interrupted = any(isinstance(error, Interrupted) for error in outcome.errors)
-            result = "interrupted" if interrupted else "failed" if messages else "done"
-        except Exception as error:  # noqa: BLE001 (a daemon outlives whatever a run ends in)
-            log.error("run_crashed", "The run ended in {error}.", error=repr(error))
-            messages, result = [printable(repr(error))], "failed"
+            found = keep_house(self.config, run, cause, self._watch)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        log.info(
-            "run_ended",
-            "The run is over ({outcome}): removed {removed_entries}, freed {freed}, in {took}.",
-            outcome=result,
-            removed_entries=entries,
-            freed=format_size(freed),
-            freed_bytes=freed,
-            took=format_duration(round(time.monotonic() - started, 1)),
-        )
+            self.status.in_flight = []
         self.status.last_run = {
             "began": began,
             "ended": time.time(),
-            "outcome": result,
-            "removed_entries": entries,
-            "freed_bytes": freed,
-            "messages": messages[:_MOST_MESSAGES],
+            "outcome": found.result,
+            "removed_entries": found.removed_entries,
+            "freed_bytes": found.freed_bytes,
+            "messages": found.outcome.messages[:_MOST_MESSAGES],
         }
-        if result != "interrupted":
+        if found.result != "interrupted":
             self.status.answered = number
             self.status.runs += 1
-        self._plan_next(started, bool(short) and not freed, short)
+        self._plan_next(started, found)
         self._publish(IDLE)
 
-    def _plan_next(self, started: float, in_vain: bool, short: list[str]) -> None:
+    def _plan_next(self, started: float, found: Round) -> None:
+        in_vain = bool(found.missed) and not found.freed_bytes
         self.back_off = min(self.back_off * 2, _MOST_BACK_OFF) if in_vain else 1
         wait = self.config.interval * self.back_off
         self.due = max(time.monotonic(), started + wait)
+        figures = {"wait": format_duration(wait), "wait_s": wait}
         if in_vain:
-            log.warning(
-                "backing_off",
-                "Nothing could be freed although {stores} stays over its limit; the next run is in {wait}.",
-                stores=", ".join(short),
-                wait=format_duration(wait),
-            )
+            log.tell("backing_off", paths=", ".join(found.missed), **figures)
         elif not self.drain_signal:
-            log.info("next_run", "The next run is in {wait}.", wait=format_duration(wait))
+            log.tell("next_run", at=_utc(time.time() + self.due - time.monotonic()), **figures)
 
     def _watch(self, operation: str, path: str) -> None:
         """Told by the run what it begins and ends."""
@@ -241,11 +234,7 @@ class Daemon:
         in_file = [config.sentence(problem) for problem in config.problems if problem.in_file]
         if in_file:
             self.status.reload_error = " ".join(in_file[:_MOST_MESSAGES])
-            log.error(
-                "reload_refused",
-                "The configuration in force stays, since the new one is broken: {reason}",
-                reason=self.status.reload_error,
-            )
+            log.tell("reload_refused", reason=self.status.reload_error)
         else:
             self._take(config)
         self.status.reloads += 1
@@ -254,9 +243,7 @@ class Daemon:
 
     def _take(self, config: Config) -> None:
         if config.state_dir != self.config.state_dir:
-            log.warning(
-                "restart_needed", "state_dir stays {path} until a restart.", path=printable(self.state.path)
-            )
+            log.tell("restart_needed", path=printable(self.state.path))
         if config.interval != self.config.interval:
             self.due = min(self.due, time.monotonic() + config.interval)
         config.state_dir = self.config.state_dir
@@ -264,15 +251,15 @@ class Daemon:
         self.status.reload_error = ""
         self.status.warnings = config.sentences
         self.status.stop_timeout = config.stop_timeout
-        refusal = log.configure(config.log_format, config.log_file)
-        log.info("reloaded", "The configuration was read again.", stores=len(config.stores))
-        if refusal:
-            log.warning("log_refused", "{reason}", reason=refusal)
-        self._warn_of_config()
+        refusals = log.configure(config)
+        log.tell("reloaded", stores=len(config.stores))
+        self._warn_of_config(refusals)
 
-    def _warn_of_config(self) -> None:
+    def _warn_of_config(self, refusals: list[str]) -> None:
+        for sentence in refusals:
+            log.tell("log_refused", reason=sentence)
         for sentence in self.config.sentences:
-            log.warning("config_problem", "{problem}", problem=sentence)
+            log.tell("config_problem", problem=sentence)
 
     def _publish(self, state: str) -> None:
         """Tell whoever asks how the daemon is."""
@@ -300,12 +287,8 @@ class Daemon:
         except OSError as error:
             if not self.unwritten:
                 self.unwritten = True
-                log.warning(
-                    "status_unwritten",
-                    "The status cannot be written in {path}: {reason}.",
-                    path=printable(self.state.path),
-                    reason=error.strerror or str(error),
-                )
+                reason = error.strerror or str(error)
+                log.tell("status_unwritten", path=printable(self.state.path), reason=reason)
 
     def _sentence(self) -> str:
         state = self.status.state.capitalize()
@@ -316,6 +299,13 @@ class Daemon:
                 f"{state}; the next run is in {format_duration(max(0, round(self.due - time.monotonic())))}."
             )
         return f"{state}."
+
+
+def _utc(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    except (OSError, OverflowError, ValueError):
+        return "the end of the calendar"  # an interval may be 292 years
 
 
 def run_daemon(config: Config, env: Mapping[str, str], shutdown: Shutdown) -> int:

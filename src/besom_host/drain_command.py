@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from argparse import Namespace
 
 from besom import drain_flag
@@ -13,9 +14,14 @@ from besom.units import format_duration
 
 from . import log
 from .config import Config, find, read
+from .cycle import write_metrics
 from .drain import Drain, Phase
+from .metrics import Metrics
 from .output import say, table
 from .service import is_service, systemctl
+
+# Events that are on their way to Seq get this long, in seconds.
+_LAST_WORDS_S = 2.0
 
 
 def drain_command(options: Namespace, shutdown: Shutdown) -> int:
@@ -26,8 +32,7 @@ def drain_command(options: Namespace, shutdown: Shutdown) -> int:
         return _resume(options, config)
     # A mount that one stands in is busy; besom itself shall not be what holds it.
     os.chdir("/")
-    if config.log_file and not options.dry_run:
-        log.configure(config.log_format, config.log_file)
+    started = time.monotonic()
     phases = Drain(config, shutdown, options.dry_run).run()
     messages = [message for phase in phases if phase.state == "failed" for message in phase.messages]
     status = 1 if messages else 0
@@ -36,19 +41,8 @@ def drain_command(options: Namespace, shutdown: Shutdown) -> int:
     except Interrupted as error:
         messages.append(f"{error} Until then, or besom drain --resume, new work is refused.")
         status = error.status
-    for phase in phases:
-        log.info(
-            "drain_phase",
-            "Drain: {phase} {state} in {took_s}s ({summary}).",
-            phase=phase.name,
-            state=phase.state,
-            took_s=round(phase.took, 3),
-            summary=phase.summary,
-            timed_out=phase.timed_out,
-            forced=phase.forced,
-            drained=phase.drained,
-            abandoned=phase.abandoned,
-        )
+    if not options.dry_run:
+        _tell(config, phases, time.monotonic() - started)
     if options.json:
         result = {
             "operation": "drain",
@@ -64,6 +58,30 @@ def drain_command(options: Namespace, shutdown: Shutdown) -> int:
     for message in messages:
         say(message)
     return status
+
+
+def _tell(config: Config, phases: list[Phase], seconds: float) -> None:
+    """Tell how the phases went, in the log and in the metrics."""
+    for refusal in log.configure(config, once=True):
+        say(refusal)
+    for phase in phases:
+        log.tell(
+            "drain_phase",
+            phase=phase.name,
+            state=phase.state,
+            took_s=round(phase.took, 3),
+            summary=phase.summary,
+            timed_out=phase.timed_out,
+            forced=phase.forced,
+            drained=phase.drained,
+            abandoned=phase.abandoned,
+        )
+        for message in phase.messages if phase.state == "failed" else ():
+            log.tell("drain_failed", phase=phase.name, reason=message)
+    metrics = Metrics()
+    metrics.of_drain(sum(phase.state == "failed" for phase in phases), seconds, time.time())
+    write_metrics(config, metrics)
+    log.close(_LAST_WORDS_S)
 
 
 def _lines(phases: list[Phase]) -> list[str]:

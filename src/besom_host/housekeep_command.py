@@ -12,10 +12,13 @@ from besom.shutdown import Shutdown
 from . import log
 from .commands import bar_of, finish, run_of
 from .config import find, read
-from .cycle import housekeeping
+from .cycle import keep_house
 from .output import say
 from .progress import Bar
 from .state import AlreadyRuns, StateDir
+
+# Events that are on their way to Seq get this long, in seconds.
+_LAST_WORDS_S = 2.0
 
 
 def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
@@ -23,9 +26,8 @@ def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
     # Unattended, so one bad setting keeps only what it is about from its turn; the status tells.
     for sentence in config.sentences:
         say(sentence)
-    if config.log_file and not options.dry_run:
-        refusal = log.configure(config.log_format, config.log_file)
-        if refusal:
+    if not options.dry_run:
+        for refusal in log.configure(config, once=True):
             say(refusal)
     if not (options.dry_run or options.while_draining):
         refuse_new_work("besom housekeep")
@@ -33,17 +35,18 @@ def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
     run = run_of(options, config, shutdown, bar, options.dry_run)
     with bar or Bar():
         if options.dry_run:
-            outcome = housekeeping(config, run)
+            found = keep_house(config, run, "once")
         else:
             state = StateDir(config.state_dir)
             if state.is_held():
                 raise LockHeld(f"The daemon (pid {state.observe().pid}) keeps house already.")
             try:
                 with state.acquire("housekeep.pid"):
-                    outcome = housekeeping(config, run)
+                    found = keep_house(config, run, "once")
             except AlreadyRuns as error:
                 raise LockHeld(str(error)) from None
+    log.close(_LAST_WORDS_S)
     nouns = {store.path: store.noun for store in config.stores.values()}
     figures = {"cleanups_run": shutdown.cleanups_run, "cleanups_failed": shutdown.cleanups_failed}
-    status = finish(options, outcome, nouns, figures)
+    status = finish(options, found.outcome, nouns, figures)
     return status or (2 if config.problems else 0)

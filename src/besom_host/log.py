@@ -1,139 +1,299 @@
-"""What the daemon tells, as events with stable names: text for people, JSON lines or CLEF for machines."""
+"""Telling what happens: the events of events.py, to stderr or a file, to the journal, and to Seq.
+
+Telling never raises, and never holds up the work that it tells of.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
-import logging
-import logging.handlers
+import math
 import os
 import sys
 import time
-from contextlib import suppress
-from typing import Any
+import traceback
+import uuid
+from dataclasses import dataclass
+from typing import Any, Callable, Protocol
 
 from besom.units import printable
 
-_LOGGER = logging.getLogger("besom")
-# Until configure() is called nobody listens.
-_LOGGER.addHandler(logging.NullHandler())
-_LOGGER.propagate = False
-# sd-daemon(3): the journal takes a line's priority from a prefix.
-_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
-_CLEF_LEVEL = {logging.DEBUG: "Debug", logging.WARNING: "Warning", logging.ERROR: "Error"}
+from . import journal
+from .config import Config
+from .events import ERROR, EVENTS, WARNING, Event
+from .secret import Secrets
+
+# Together they stay below what one datagram takes.
+_LONGEST_TEXT = 4000
+_LONGEST_TRACE = 16000
+_NAMESPACE = uuid.UUID("0b2c6a37-5a8e-4f0e-9d0a-6d1a3c6f7be5")
 
 
-def info(event: str, template: str, **fields: Any) -> None:
-    """Log an event; `{field}` in the template stands for a field."""
-    _log(logging.INFO, event, template, fields)
+@dataclass(frozen=True)
+class Record:
+    """An event that happened: when (seconds since the epoch), its fields, its sentence, its exception."""
+
+    time: float
+    event: Event
+    fields: dict[str, Any]
+    message: str
+    exception: str = ""
+
+    @property
+    def clock(self) -> str:
+        """RFC 3339, in UTC, to the millisecond."""
+        milliseconds = int(self.time * 1000)
+        seconds, rest = divmod(milliseconds, 1000)
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:03}Z"
 
 
-def warning(event: str, template: str, **fields: Any) -> None:
-    _log(logging.WARNING, event, template, fields)
+def as_text(record: Record) -> str:
+    """`2026-11-21T16:30:00.123Z info: sentence`, in one line."""
+    return f"{record.clock} {record.event.level}: {_sentence(record)}"
 
 
-def error(event: str, template: str, **fields: Any) -> None:
-    """Log an error, with the exception that is being handled if there is one."""
-    _log(logging.ERROR, event, template, fields, sys.exc_info()[0] is not None)
+def as_json(record: Record) -> str:
+    """One JSON object: time, level, event, message and the event's fields."""
+    line = {
+        "time": record.clock,
+        "level": record.event.level,
+        **_common(record),
+        **record.fields,
+        "message": record.message,
+    }
+    if record.exception:
+        line["exception"] = record.exception
+    return json.dumps(line)
 
 
-def _log(level: int, event: str, template: str, fields: dict[str, Any], trace: bool = False) -> None:
-    shown = {key: _plain(value) for key, value in fields.items()}
-    extra = {"besom": {"event": event, "template": template, "fields": shown}}
-    _LOGGER.log(level, "%s", template.format(**shown), exc_info=trace, extra=extra)
-
-
-def _plain(value: Any) -> Any:
-    """Texts are printable where they come from; one that is not must not forge a line all the same."""
-    return printable(value) if isinstance(value, str) and not value.isprintable() else value
-
-
-class _Text(logging.Formatter):
-    """`2026-11-21T16:30:00Z info: sentence`; in the journal, which knows the time, `<6>sentence`."""
-
-    def __init__(self, journal: bool) -> None:
-        super().__init__()
-        self._journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        if record.exc_info:
-            message += " " + printable(self.formatException(record.exc_info))
-        if self._journal:
-            return f"<{_PRIORITY.get(record.levelno, 6)}>{message}"
-        return f"{_time(record)} {record.levelname.lower()}: {message}"
-
-
-class _Json(logging.Formatter):
-    """One JSON object a line: time, level, event, message and the event's fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        event = record.__dict__["besom"]
-        line = {
-            "time": _time(record),
-            "level": record.levelname.lower(),
-            "event": event["event"],
-            "message": record.getMessage(),
-            **event["fields"],
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-class _Clef(logging.Formatter):
+def as_clef(record: Record) -> str:
     """Compact log event format: @t, @mt, @l (left out for information), @x, and the event's fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        event = record.__dict__["besom"]
-        line = {"@t": _time(record), "@mt": event["template"], "event": event["event"]}
-        if record.levelno in _CLEF_LEVEL:
-            line["@l"] = _CLEF_LEVEL[record.levelno]
-        if record.exc_info:
-            line["@x"] = self.formatException(record.exc_info)
-        return json.dumps({**line, **event["fields"]})
+    line: dict[str, Any] = {"@t": record.clock, "@mt": record.event.sentence}
+    if record.event.level in (WARNING, ERROR):
+        line["@l"] = record.event.level.capitalize()
+    if record.exception:
+        line["@x"] = record.exception
+    return json.dumps({**line, **_common(record), **record.fields})
 
 
-def _time(record: logging.LogRecord) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
+def _common(record: Record) -> dict[str, Any]:
+    return {"event": record.event.name, "host": printable(os.uname().nodename), "pid": os.getpid()}
 
 
-class _File(logging.handlers.WatchedFileHandler):
-    """The log file, opened anew when it was moved; what cannot be written there goes to stderr."""
+def _sentence(record: Record) -> str:
+    return f"{record.message} {printable(record.exception)}".rstrip()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        # The opening stands outside of what the class itself guards.
+
+FORMATS: dict[str, Callable[[Record], str]] = {"text": as_text, "json": as_json, "clef": as_clef}
+# sd-daemon(3)
+_PRIORITY = {ERROR: 3, WARNING: 4}
+
+
+def _for_stderr(record: Record) -> str:
+    """What the journal takes from a stream: the priority, and no time, which it knows."""
+    return f"<{_PRIORITY.get(record.event.level, 6)}>{_sentence(record)}"
+
+
+class Place(Protocol):
+    """Where events go."""
+
+    def write(self, record: Record) -> bool:
+        """Take the event; whether it is there."""
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+
+
+class Shipper(Protocol):
+    """What sends CLEF lines elsewhere, in its own time."""
+
+    def write(self, line: str) -> None:
+        """Keep a line until it is sent."""
+
+    def close(self, timeout: float) -> None:
+        """Nothing comes any more; timeout: seconds for sending what is there."""
+
+
+class Stderr:
+    """Lines on stderr, whoever reads them."""
+
+    def __init__(self, form: Callable[[Record], str]) -> None:
+        self._form = form
+
+    def write(self, record: Record) -> bool:
         try:
-            super().emit(record)
+            os.write(sys.stderr.fileno(), (self._form(record) + "\n").encode("utf-8", "backslashreplace"))
+        except (AttributeError, OSError, ValueError):
+            return False
+        return True
+
+    def close(self) -> None:
+        """It is not ours to close."""
+
+
+class File:
+    """Lines at the end of a file, opened anew when it was moved or deleted. Raises OSError at first."""
+
+    def __init__(self, path: str, form: Callable[[Record], str]) -> None:
+        self._path, self._form = path, form
+        self._fd = -1
+        self._torn = False
+        self._open()
+
+    def _open(self) -> None:
+        self.close()
+        # Nobody who makes the log a FIFO and does not read it shall hold besom up.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        self._fd = os.open(self._path, flags, 0o644)
+
+    def _moved(self) -> bool:
+        try:
+            now, ours = os.stat(self._path), os.fstat(self._fd)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return True
+        return (now.st_dev, now.st_ino) != (ours.st_dev, ours.st_ino)
+
+    def write(self, record: Record) -> bool:
+        try:
+            if self._fd < 0 or self._moved():
+                self._open()
+            line = (self._form(record) + "\n").encode("utf-8", "backslashreplace")
+            # One call, so that the lines of several writers never mix; the disk may be full half-way.
+            if self._torn:
+                line = b"\n" + line
+            written = os.write(self._fd, line)
+            if written:
+                self._torn = written < len(line)
+            return written == len(line)
         except OSError:
-            self.handleError(record)
+            return False
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):
-            print(self.format(record), file=sys.stderr, flush=True)
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
-def configure(format_: str = "text", file: str = "") -> str:
-    """Send events to the file, or to stderr; returns why the file cannot be written, if so.
+class Journal:
+    """Entries with fields in the journal."""
 
-    The file may be moved or deleted by whoever rotates logs: the next event opens a new one.
-    """
-    refusal = ""
-    handler: logging.Handler
+    def write(self, record: Record) -> bool:
+        fields = {
+            "MESSAGE": record.message,
+            "MESSAGE_ID": uuid.uuid5(_NAMESPACE, record.event.name).hex,
+            "PRIORITY": str(_PRIORITY.get(record.event.level, 6)),
+            "SYSLOG_IDENTIFIER": "besom",
+            "BESOM_EVENT": record.event.name,
+        }
+        fields.update((f"BESOM_{name.upper()}", str(value)) for name, value in record.fields.items())
+        if record.exception:
+            fields["BESOM_EXCEPTION"] = record.exception
+        return journal.send(fields)
+
+    def close(self) -> None:
+        """There is nothing open."""
+
+
+# Nobody listens until configure() is called.
+_places: list[Place] = []
+# Takes what no place has taken: the log that cannot be written is told of on stderr.
+_last_resort: list[Place] = []
+# Beside the log, never instead of it.
+_shippers: list[Shipper] = []
+_secrets = Secrets()
+
+
+def tell(name: str, **fields: Any) -> None:
+    """Tell an event of events.py with its fields; the exception at hand goes with those that have a trace."""
     try:
-        if file:
-            handler = _File(file, encoding="utf-8", errors="backslashreplace")
-        else:
-            handler = logging.StreamHandler(sys.stderr)
-    except OSError as problem:
-        refusal = f"{printable(file)} cannot be written: {problem.strerror}; events go to stderr."
-        handler, file = logging.StreamHandler(sys.stderr), ""
-    journal = not file and bool(os.environ.get("JOURNAL_STREAM"))
-    handler.setFormatter(_Json() if format_ == "json" else _Clef() if format_ == "clef" else _Text(journal))
-    # A disk that is full, or a reader that went away, must not end the work that the log is about.
-    logging.raiseExceptions = False
-    for old in _LOGGER.handlers[:]:
-        _LOGGER.removeHandler(old)
-        old.close()
-    _LOGGER.addHandler(handler)
-    _LOGGER.setLevel(logging.INFO)
-    return refusal
+        record = _record(name, fields)
+        taken = sum(place.write(record) for place in _places)
+        if not taken:
+            for place in _last_resort:
+                place.write(record)
+        for shipper in _shippers:
+            shipper.write(as_clef(record))
+    except Exception:  # noqa: BLE001, S110 (the work goes on, whatever becomes of what is told of it)
+        pass
+
+
+def _record(name: str, fields: dict[str, Any]) -> Record:
+    event = EVENTS[name]
+    shown = {key: _plain(value) for key, value in fields.items()}
+    exception = ""
+    error = sys.exc_info()[1]
+    if event.trace and error is not None:
+        # One that refers to itself may be as deep as the stack: a few frames of each end tell enough.
+        exception = "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-20))
+        exception = _plain(exception, _LONGEST_TRACE, lines=True)
+    words = {"pid": os.getpid(), **shown}
+    return Record(time.time(), event, shown, event.sentence.format(**words), exception)
+
+
+def _plain(value: Any, longest: int = _LONGEST_TEXT, lines: bool = False) -> Any:
+    """A number that JSON has, or a text that forges no line and shows no secret."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else 0.0
+    if isinstance(value, (bool, int)):
+        return value
+    text = _secrets.hide(str(value))
+    parts = text.split("\n") if lines else [text]
+    text = "\n".join(part if part.isprintable() else printable(part) for part in parts)
+    return text if len(text) <= longest else text[:longest] + "..."
+
+
+def configure(config: Config, once: bool = False) -> list[str]:
+    """Send events where the configuration says; returns why one of these places cannot be written.
+
+    once: for a command of a person or of cron, which tells nothing on stderr.
+    """
+    global _secrets
+    close()
+    form = FORMATS[config.log_format]
+    refusals = []
+    if config.log_file:
+        try:
+            _places.append(File(config.log_file, form))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            refusals.append(f"{printable(config.log_file)} cannot be written: {why}; events go to stderr.")
+    streamed = journal.is_stderr()
+    native = config.log_journal
+    if native is None:
+        native = streamed and config.log_format == "text" and not config.log_file and not once
+    if native:
+        _places.append(Journal())
+    stderr = Stderr(_for_stderr if streamed and config.log_format == "text" else form)
+    if not once:
+        _last_resort.append(stderr)
+    api_key = ""
+    if config.seq_url:
+        # Threads, sockets and TLS: nothing that a daemon without it should carry.
+        from .seq import Seq, read_api_key
+
+        try:
+            api_key = config.seq_api_key or read_api_key(config.seq_api_key_file)
+            _shippers.append(Seq(config.seq_url, api_key, os.path.join(config.state_dir, "seq"), tell))
+        except OSError as error:
+            where = printable(os.fsdecode(error.filename or config.state_dir))
+            refusals.append(f"Seq gets no events: {where}: {error.strerror}.")
+    _secrets = Secrets([api_key, *_passwords(config.redis_url)], os.environ)
+    return refusals
+
+
+def _passwords(url: str) -> list[str]:
+    login = url.rpartition("@")[0].partition("//")[2]
+    return [login.partition(":")[2]] if login else []
+
+
+def close(timeout: float = 0.0) -> None:
+    """Tell nothing any more. What Seq has not got is kept; timeout: seconds for sending it."""
+    shippers, places = _shippers[:], [*_places, *_last_resort]
+    for listeners in (_shippers, _places, _last_resort):
+        listeners.clear()
+    for shipper in shippers:
+        shipper.close(timeout)
+    for place in places:
+        place.close()

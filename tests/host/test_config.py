@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from besom.errors import UsageError
+from besom_host.config import _MAX_SIZE as MAX_SIZE
+from besom_host.config import _SETTINGS as SETTINGS
 from besom_host.config import load, read
 
 GEMS = {"name": "gems", "path": "/srv/gems", "layout": "files", "max_size": "10GiB"}
@@ -182,6 +184,28 @@ def test_config_check_names_every_problem_with_its_line(tmp_path: Path, text: st
     assert len(listed["problems"]) == len(lines)
 
 
+def test_where_events_go_is_configured(tmp_path: Path) -> None:
+    places = {"journal": True, "seq_url": "http://seq:5341", "seq_api_key_file": "/etc/besom/seq.key"}
+    file = write(tmp_path, {"log": places})
+    config = load(file, {})
+    assert (config.log_journal, config.seq_url, config.seq_api_key_file) == tuple(places.values())
+    env = {
+        "BESOM_LOG_JOURNAL": "off",
+        "BESOM_SEQ_URL": "https://other",
+        "BESOM_SEQ_API_KEY": "k",
+        "BESOM_SEQ_API_KEY_FILE": "/k",
+    }
+    config = load(file, env)
+    assert (config.log_journal, config.seq_url, config.seq_api_key) == (False, "https://other", "k")
+
+
+def test_no_message_about_a_key_shows_it(tmp_path: Path) -> None:
+    file = write(tmp_path, {"log": {"seq_api_key": "hunter2", "seq_url": "https://x:hunter2@seq"}})
+    config = read(file, {"BESOM_SEQ_API_KEY": "hunter2 hunter2", "BESOM_SEQ_URL": "ftp://x:hunter2@y"})
+    assert len(config.problems) == 3
+    assert "hunter2" not in " ".join(config.sentences)
+
+
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 keys = st.sampled_from(
     [
@@ -230,3 +254,37 @@ def test_any_bytes_are_read_or_refused_in_one_sentence(tmp_path: Path, data: byt
         load(str(file), {})
     except UsageError as error:
         assert "\n" not in str(error)
+
+
+VARIABLES = sorted({name for _, _, variables in SETTINGS.values() for name in variables} | set(MAX_SIZE))
+values = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampled_from(
+    [
+        *("", " ", "0", "-1", "1e9", "99999999999999999999", "0x10", "nan", "inf", "1.5", "1d", "5%", "60"),
+        *("/", "/dev/full", "/proc/1/root", "relative", "true", "clef", "http://x", "http://[", "\udcff"),
+    ]
+)
+
+
+@settings(wild, max_examples=150)
+@given(env=st.dictionaries(st.sampled_from(VARIABLES), values), section=trees)
+def test_any_environment_and_any_section_leave_a_configuration_that_can_be_run(
+    tmp_path: Path, env: dict[str, str], section: Any
+) -> None:
+    bare = {"name": "bare", "path": "/srv/bare", "layout": "files"}
+    sections = dict.fromkeys(("daemon", "drain", "log", "metrics"), section)
+    file = write(tmp_path, {"stores": [GEMS, bare], **sections})
+    config = read(file, env)
+    assert all(sentence.isprintable() for sentence in config.sentences)
+    assert 1 <= config.interval < 2**34
+    assert 0 <= config.drain_timeout < 2**34
+    assert 0 <= config.lock_timeout < 2**34
+    assert config.log_format in ("text", "json", "clef")
+    assert all(not path or path.startswith("/") for path in (config.log_file, config.textfile))
+    assert config.state_dir.startswith("/")
+    # A store keeps its own limit; one without has the environment's, or is left alone.
+    assert config.stores["gems"].policy.max_size == 10 * 2**30
+    if "bare" in config.stores:
+        assert {"BESOM_MAX_SIZE", "BESOM_MAX_SIZE_MB"} & set(env)
+        assert 0 < (config.stores["bare"].policy.max_size or 0) < 2**63
+    # The same input gives the same.
+    assert read(file, env) == config

@@ -39,7 +39,8 @@ VARIABLES: dict[str, Any] = {
     "besom_lock_timeout": 0,
     "besom_log_format": "clef",
     "besom_log_file": "/var/log/be som/log",
-    "besom_metrics_textfile": "/var/lib/prometheus/besom.prom",
+    "besom_log": {"journal": True, "seq_url": "https://seq:5341", "seq_api_key_file": "/etc/besom/seq.key"},
+    "besom_metrics": {"textfile": "/var/lib/prometheus/besom.prom"},
     "besom_cron_schedule": "7 * * * *",
     "besom_systemd": {"stdout": "systemd 257 (257.8-1~deb13u2)\n+PAM"},
 }
@@ -81,7 +82,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "hosts": "localhost",
         "connection": "local",
         "gather_facts": False,
-        "vars_files": [f"{ROLE}/defaults/main.yml"],
+        "vars_files": [f"{ROLE}/defaults/main.yml", f"{ROLE}/vars/main.yml"],
         "tasks": [task],
     }
     (here / "play.json").write_text(json.dumps([play]))
@@ -106,6 +107,11 @@ def test_besom_understands_its_configuration(written: Path) -> None:
     assert values["stores"] == VARIABLES["besom_stores"]
     assert values["daemon"] == {"interval": "30m", "drain_timeout": "1.5m", "state_dir": "/run/besom/here"}
     assert values["metrics"] == {"textfile": "/var/lib/prometheus/besom.prom"}
+    assert values["log"] == {
+        "format": "clef",
+        "file": VARIABLES["besom_log_file"],
+        **VARIABLES["besom_log"],
+    }
     assert values["lock_timeout"] == 0
 
 
@@ -114,6 +120,9 @@ def test_systemd_understands_its_unit(written: Path, tmp_path: Path) -> None:
     unit = (written / "besom.service.j2").read_text()
     assert "\nType=notify-reload\n" in unit
     assert "\nTimeoutStopSec=105s\n" in unit
+    for path in ("/var/log/be som", "/var/lib/prometheus"):
+        assert f'\nReadWritePaths="-{path}"\n' in unit
+    assert "\nRestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n" in unit
     assert '\nRuntimeDirectory="besom/here"\n' in unit
     # It looks for the program; and the machine's own systemd may be older than the unit is for.
     path = tmp_path / "besom.service"

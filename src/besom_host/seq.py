@@ -1,0 +1,228 @@
+"""Sending events to a Seq server, https://datalust.co/docs/posting-raw-events.
+
+Lines go into small files in a directory, and a thread sends one file after the other, the oldest first.
+A server that is away, slow or lying costs the work nothing: what it has not taken is sent later, also
+by the next process; beyond a bound the oldest go, and are counted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+import urllib.parse
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any, Callable
+
+from besom.errors import BesomError
+from besom.locks import try_flock
+from besom.units import printable
+
+# One file is one request, and so many files are kept.
+FILE_BYTES = 256 << 10
+FILES = 32
+# Events that come close together travel together.
+LINGER_S = 1.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
+# For a connection and each read, and for a whole answer.
+TIMEOUT_S, ANSWER_S = 10.0, 30.0
+_KEY_BYTES = 1000
+_NAME = re.compile(r"[0-9]{20}-[0-9]+\.clef")
+# The server will never take them, however often they are sent.
+_HOPELESS = (400, 413, 422)
+
+
+def read_api_key(path: str) -> str:
+    """The key in the first line of the file at path; empty: there is no path. Raises OSError."""
+    if not path:
+        return ""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(fd, encoding="ascii", errors="ignore") as stream:
+        return "".join(char for char in stream.read(_KEY_BYTES).split("\n")[0] if "!" <= char <= "~")
+
+
+class Seq:
+    """What is on its way to the server at url, kept in directory. Raises OSError where that cannot be made.
+
+    api_key: empty for none. tell(event, field=...) is told how it goes.
+    """
+
+    def __init__(self, url: str, api_key: str, directory: str, tell: Callable[..., None]) -> None:
+        self._url, self._directory, self.tell = urllib.parse.urlsplit(url), directory, tell
+        self._headers = {"Content-Type": "application/vnd.serilog.clef", "Connection": "close"}
+        if api_key:
+            self._headers["X-Seq-ApiKey"] = api_key
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        # A signal's handler may tell something while this thread tells something else.
+        self._lock = threading.RLock()
+        self._fd, self._size, self._name = -1, 0, ""
+        self._dropped = 0
+        self._failing = False
+        self._pause = 0.0
+        self._news, self._stop = threading.Event(), threading.Event()
+        # What earlier processes could not send.
+        self._news.set()
+        self._thread = threading.Thread(target=self._work, name="seq", daemon=True)
+        # The main thread waits for signals by sigtimedwait(2): none may be given to another.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def write(self, line: str) -> None:
+        """Keep a line until it is sent."""
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        with self._lock:
+            try:
+                if self._fd < 0 or self._size + len(data) > FILE_BYTES:
+                    self._begin()
+                self._size += os.write(self._fd, data)
+            except (OSError, BesomError):
+                self._dropped += 1
+        self._news.set()
+
+    def close(self, timeout: float) -> None:
+        """Keep no more. timeout: seconds for what is there to be sent, unless the server is away already."""
+        self._stop.set()
+        self._news.set()
+        if timeout and not self._failing:
+            self._thread.join(timeout)
+        with self._lock:
+            self._end()
+
+    def _begin(self) -> None:
+        """A new file, which is locked while it is written to, and from before others can see it."""
+        self._end()
+        names = self._names()
+        for old in names[: max(0, len(names) + 1 - FILES)]:
+            self._dropped += self._drop(old)
+        self._name = f"{time.time_ns():020}-{os.getpid()}.clef"
+        new = os.path.join(self._directory, f".{os.getpid()}.new")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd, self._size = os.open(new, flags, 0o600), 0
+        try_flock(self._fd)
+        os.rename(new, os.path.join(self._directory, self._name))
+
+    def _end(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _names(self) -> list[str]:
+        """The files, the oldest first."""
+        return sorted(name for name in os.listdir(self._directory) if _NAME.fullmatch(name))
+
+    def _drop(self, name: str) -> int:
+        """Remove a file that nobody sends at the moment; how many lines that were."""
+        taken = self._take(name)
+        if taken is None:
+            return 0
+        fd, content = taken
+        os.unlink(os.path.join(self._directory, name))
+        os.close(fd)
+        return content.count(b"\n")
+
+    def _take(self, name: str) -> tuple[int, bytes] | None:
+        """A locked descriptor of a file that nobody else writes to or sends, and its whole lines."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            fd = os.open(os.path.join(self._directory, name), flags)
+        except OSError:
+            return None
+        with suppress(OSError, BesomError):
+            if try_flock(fd) and os.fstat(fd).st_nlink:
+                # A writer that was killed may have left half a line.
+                content = os.pread(fd, 2 * FILE_BYTES, 0)
+                return fd, content[: content.rfind(b"\n") + 1]
+        os.close(fd)
+        return None
+
+    def _work(self) -> None:
+        while True:
+            stopping = self._stop.wait(self._pause)
+            if stopping and self._pause:
+                return
+            if not self._pause:
+                self._news.wait()
+                stopping = self._stop.wait(LINGER_S)
+            self._news.clear()
+            # This thread lives as long as its process.
+            with suppress(Exception):
+                self._ship()
+            if stopping:
+                return
+
+    def _ship(self) -> None:
+        """Send what is there, until the server does not take it."""
+        for name in self._names():
+            # The one that is written to comes last: while the server is away, all goes on into it.
+            if name == self._name:
+                with self._lock:
+                    self._end()
+            taken = self._take(name)
+            if taken is None:
+                continue
+            fd, content = taken
+            try:
+                status, reason = self._post(content) if content else (201, "")
+                if status == 201:
+                    self._went_well()
+                elif status in _HOPELESS:
+                    self._report_dropped(content.count(b"\n"), f"the server refuses them ({status})")
+                else:
+                    self._went_wrong(reason)
+                    return
+                os.unlink(os.path.join(self._directory, name))
+            finally:
+                os.close(fd)
+
+    def _went_well(self) -> None:
+        self._pause = 0.0
+        if self._failing:
+            self._failing = False
+            self.tell("seq_recovered")
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self._report_dropped(dropped, "the buffer was full, or could not be written")
+
+    def _report_dropped(self, count: int, reason: str) -> None:
+        self.tell("seq_dropped", events=count, reason=reason)
+
+    def _went_wrong(self, reason: str) -> None:
+        self._pause = min(self._pause * 2, LONGEST_PAUSE_S) or FIRST_PAUSE_S
+        if not self._failing:
+            self._failing = True
+            self.tell("seq_failed", reason=reason)
+
+    def _post(self, content: bytes) -> tuple[int, str]:
+        """(status, why it was not taken) of sending the lines; status 0: there was no answer."""
+        secure = self._url.scheme == "https"
+        connection: Any = (HTTPSConnection if secure else HTTPConnection)(
+            self._url.hostname or "", self._url.port, timeout=TIMEOUT_S
+        )
+        # A read has its own time, which an answer that drips byte by byte never exceeds.
+        cut = threading.Timer(ANSWER_S, _cut, (connection,))
+        cut.daemon = True
+        cut.start()
+        try:
+            path = self._url.path.rstrip("/") + "/ingest/clef"
+            connection.request("POST", path, content, self._headers)
+            status = connection.getresponse().status
+        except (OSError, HTTPException, ValueError) as error:
+            return 0, printable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        finally:
+            cut.cancel()
+            connection.close()
+        # Any other is not from Seq, whatever it says: a login page answers 200.
+        return status, f"the answer is {status} instead of 201"
+
+
+def _cut(connection: HTTPConnection) -> None:
+    with suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,200 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Lines of a log: nothing forges or tears them, nothing secret is in them, and they reach their place."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from besom.units import printable
+from besom_host import journal, log
+from besom_host.config import Config
+from besom_host.secret import Secrets
+
+from .told import check
+
+wild = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Any text, and what has forged lines elsewhere.
+names = st.text(st.characters(), max_size=30) | st.sampled_from(
+    ["\n{}", "\u2028", "\x85", "\x1b[2J", "\u202e", "\udcff", "{path}", "%s", '"}', "\\n", "\0", "<3>x"]
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    yield
+    log.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+@wild
+@pytest.mark.parametrize("form", ["text", "json", "clef"])
+@given(path=names, reason=names)
+def test_no_name_forges_or_breaks_a_line(place: Path, form: str, path: str, reason: str) -> None:
+    place.unlink(missing_ok=True)
+    assert log.configure(Config(log_format=form, log_file=str(place))) == []
+    log.tell("anomaly", path=printable(path), reason=reason)
+    data = place.read_bytes()
+    assert data.count(b"\n") == 1
+    (line,) = data.decode("utf-8").splitlines()
+    assert line.isprintable()
+    if form == "clef":
+        assert check(line)["path"] == printable(path)
+    elif form == "json":
+        assert json.loads(line)["event"] == "anomaly"
+    else:
+        assert " warning: To look at: " in line
+
+
+SECRETS = [
+    "https://bob:{}@mirror/x",
+    "redis://:{}@host:6379/0",
+    "https://bob:pa/ss?{}@mirror/x",
+    "https://mirror/x?sig={}",
+    "https://mirror/x#{}",
+    "Authorization: Bearer {}",
+    "curl -H 'Authorization: Basic {}' https://mirror",
+    "Cookie: id=1; session={}",
+    "bearer {}",
+    "API_KEY={}",
+    "password: '{}'",
+    "X-Seq-ApiKey: {}",
+    '{{"token": "{}"}}',
+    "MY_SECRET={}",
+]
+
+
+@wild
+@given(
+    template=st.sampled_from(SECRETS),
+    secret=st.text("abcdefXYZ0189-_.~+/=", min_size=8, max_size=30),
+    around=st.text(max_size=10),
+)
+@example(SECRETS[0], "hunter2hunter2", "")
+def test_what_looks_like_a_secret_is_in_no_line(place: Path, template: str, secret: str, around: str) -> None:
+    place.unlink(missing_ok=True)
+    log.configure(Config(log_format="json", log_file=str(place)))
+    log.tell("hook_output", hook="before_prune", text=f"{around} {template.format(secret)}")
+    values = json.loads(place.read_text())
+    # What stands around it may by chance be the same.
+    assert secret not in values["text"].replace(printable(around), "")
+
+
+def test_known_values_are_hidden_wherever_they_stand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGISTRY_TOKEN", "hunter2")
+    monkeypatch.setenv("BESOM_SEQ_API_KEY_FILE", "/etc/besom/key")
+    log.configure(Config(log_format="clef", log_file=str(place), redis_url="redis://x:pa55@h/0"))
+    try:
+        raise RuntimeError("hunter2 and pa55")
+    except RuntimeError as error:
+        log.tell("run_crashed", error=repr(error))
+    log.tell("work_warned", path="/x", reason="hunter2 in /etc/besom/key")
+    text = place.read_text()
+    assert "hunter2" not in text
+    assert "pa55" not in text
+    assert "in /etc/besom/key" in text
+    assert "RuntimeError" in check(text.split("\n")[0])["@x"]
+
+
+def test_ordinary_sentences_are_told_as_they_are() -> None:
+    for text in (
+        "/srv/gems is locked by pid 12 (besom prune gems), running since 2026-11-21",
+        "lock_timeout: 'soon' is not a duration",
+        "https://mirror/a/b.tar.gz answered 404",
+        "/srv/a@b: Permission denied",
+    ):
+        assert Secrets(environment={"HOME": "/srv"}).hide(text) == text
+
+
+def test_a_line_that_a_full_disk_has_torn_spoils_no_other(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.configure(Config(log_format="clef", log_file=str(place)))
+    whole = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: whole(fd, data[:10]))
+        log.tell("run_began", cause="due")
+    log.tell("run_began", cause="due")
+    torn, line, end = place.read_text().split("\n")
+    assert len(torn) == 10
+    assert check(line)["cause"] == "due"
+    assert end == ""
+
+
+def test_what_the_file_does_not_take_goes_to_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert log.configure(Config(log_file="/dev/full")) == []
+    log.tell("run_began", cause="due")
+    assert "A run begins (due)." in capfd.readouterr().err
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (refusal,) = log.configure(Config(log_file=str(fifo)))
+    assert str(fifo) in refusal
+    # A command of cron has nothing to say there.
+    log.configure(Config(log_file="/dev/full"), once=True)
+    log.tell("run_began", cause="due")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"path": 1, "reason": object()}, {"path": float("nan"), "reason": "x", "more": [1]}]
+)
+def test_telling_never_raises(place: Path, fields: dict[str, Any]) -> None:
+    log.configure(Config(log_format="json", log_file=str(place)))
+    log.tell("anomaly", **fields)
+    log.tell("no such event")
+    for line in place.read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def entry(data: bytes) -> dict[str, str]:
+    """An entry of the journal, as journald reads it."""
+    found = {}
+    while data:
+        line, _, data = data.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            (size,) = struct.unpack("<Q", data[:8])
+            value, data = data[8 : 8 + size], data[8 + size :]
+            assert data[:1] == b"\n"
+            data = data[1:]
+        found[name.decode()] = value.decode()
+    return found
+
+
+def test_the_journal_gets_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind("")
+        monkeypatch.setattr(journal, "SOCKET", journald.getsockname())
+        log.configure(Config(log_journal=True))
+        log.tell("anomaly", path="/srv/x", reason="is\nodd")
+        try:
+            raise RuntimeError("two\nlines")
+        except RuntimeError as error:
+            log.tell("run_crashed", error=repr(error))
+        first, second = entry(journald.recv(1 << 20)), entry(journald.recv(1 << 20))
+    assert first["MESSAGE"] == "To look at: /srv/x (is\\x0aodd)."
+    assert (first["PRIORITY"], first["BESOM_EVENT"], first["BESOM_PATH"]) == ("4", "anomaly", "/srv/x")
+    assert len(first["MESSAGE_ID"]) == len(second["MESSAGE_ID"]) == 32
+    assert first["MESSAGE_ID"] != second["MESSAGE_ID"]
+    assert "two\nlines" in second["BESOM_EXCEPTION"]
+    assert capfd.readouterr().err == ""
+    # When journald is gone, stderr takes it.
+    log.tell("run_began", cause="due")
+    assert "A run begins (due)." in capfd.readouterr().err
