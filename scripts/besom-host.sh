@@ -28,6 +28,8 @@ value_of() {
 readable() {
     [[ -e $2 ]] || usage_error "$1 $2 does not exist"
     [[ ! -d $2 ]] || usage_error "$1 $2 is a directory, not a file"
+    # Nobody may be at its other end; a shell's own <(...) is below /dev.
+    [[ ! -S $2 && (! -p $2 || $2 == /dev/*) ]] || usage_error "$1 $2 is a FIFO or socket, not a file"
     [[ -r $2 ]] || usage_error "$1 $2 cannot be read by $(id -un)"
 }
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import heapq
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional
+from itertools import repeat
+from typing import NamedTuple
 
 from .inventory import Inventory
-from .layouts import read_store
-from .policy import Store
 from .report import Tally
-from .root import Root
-from .run import Run
 from .selection import Chunk
 
 SORTS = ("age", "size", "id", "group")
@@ -24,12 +22,16 @@ AGES = (_HOUR, _DAY, 7 * _DAY, 30 * _DAY, 90 * _DAY, 365 * _DAY)
 
 
 class Entry(NamedTuple):
-    """One entry: key is its age by the order of its store (ns since the epoch), bytes are allocated ones."""
+    """One entry: key is its age by the order of its store (ns since the epoch), bytes are allocated ones.
+
+    Of a session: its group, empty where it names none, and how many blobs it has.
+    """
 
     id: str
     key: int
     bytes: int
-    group: Optional[str] = None  # of sessions; None: it names none  # noqa: UP045 (3.9 evaluates this)
+    group: str = ""
+    blobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,11 @@ class Wanted:
 
 @dataclass
 class Statistics:
-    """All entries of a store, by group (of sessions; None: those that name none), and by age as in AGES."""
+    """All entries of a store, by group (of sessions; empty: those that name none), and by age as in AGES."""
 
     total: Tally = field(default_factory=Tally)
-    groups: dict[str | None, Tally] = field(default_factory=dict)
+    groups: dict[str, Tally] = field(default_factory=dict)
     ages: list[Tally] = field(default_factory=lambda: [Tally() for _ in range(len(AGES) + 1)])
-
-
-def read_whole(store: Store, root: Root, run: Run) -> Inventory:
-    """All of the store open as root, what a prune would keep included."""
-    return read_store(store, root, run, whole=True)
 
 
 class Listing:
@@ -75,8 +72,11 @@ class Listing:
         newest = 2**64 if wanted.older_than is None else now - wanted.older_than
         least = -1 if wanted.larger_than is None else wanted.larger_than
         most = 2**64 if wanted.smaller_than is None else wanted.smaller_than
-        for i, (key, size) in enumerate(zip(chunk.key, chunk.bytes)):
-            if oldest < key < newest and least < size < most:
+        # Its number; no chunk has the group -1.
+        group = {name: n for n, name in enumerate(self._found.groups)}.get(wanted.group or "", -1)
+        groups = repeat(group) if wanted.group is None else chunk.group
+        for i, (key, size, its) in enumerate(zip(chunk.key, chunk.bytes, groups)):
+            if oldest < key < newest and least < size < most and its == group:
                 yield i
 
     def sorted(self, sort: str = "age", reverse: bool = False, limit: int | None = None) -> Iterator[Entry]:
@@ -103,10 +103,12 @@ class Listing:
                     by = -chunk.bytes[i]
                 elif sort == "id":
                     by = self._id(chunk, names, i)
+                elif sort == "group" and chunk.group:
+                    by = self._found.groups[chunk.group[i]]
                 yield by, key, chunk.inode[i], n, i
 
     def _id(self, chunk: Chunk, names: list[str], i: int) -> str:
-        """The id of an entry: the path of a file relative to its store, the name of a tree."""
+        """The id of an entry: the path of a file relative to its store, the name of a tree or session."""
         where = chunk.where[i]
         if where not in self._places:
             self._places[where] = "/".join(self._found.names[d] for d in self._found.chain(where))
@@ -116,15 +118,22 @@ class Listing:
         chunk = self._found.chunks[n]
         if n not in self._names:
             self._names[n] = chunk.names
-        return Entry(self._id(chunk, self._names[n], i), chunk.key[i], chunk.bytes[i])
+        names = self._names[n]
+        entry = Entry(self._id(chunk, names, i), chunk.key[i], chunk.bytes[i])
+        if not chunk.group:
+            return entry
+        return entry._replace(group=self._found.groups[chunk.group[i]], blobs=names[i].count("/"))
 
 
 def statistics(found: Inventory, now: int) -> Statistics:
     """The figures of an inventory, as they are at now (ns)."""
     result = Statistics()
     result.total.add(found.entries, found.usage)
+    groups = [Tally() for _ in found.groups]
     for chunk in found.chunks:
         for key, size in zip(chunk.key, chunk.bytes):
-            age = now - key
-            result.ages[sum(age >= bound for bound in AGES)].add(1, size)
+            result.ages[bisect_right(AGES, now - key)].add(1, size)
+        for group, size in zip(chunk.group, chunk.bytes):
+            groups[group].add(1, size)
+    result.groups = dict(zip(found.groups, groups))
     return result

@@ -29,7 +29,7 @@ SORTS = ("age", "size", "id", "group")
 # Where a command is that has a file of its own.
 _OWN_ROOM = (
     *("config", "daemon", "drain", "housekeep", "install", "list"),
-    *("lock", "stats", "sync", "unmount"),
+    *("lock", "purge", "stats", "sync", "unmount"),
 )
 _ROOMS = {name: f"{name}_command" for name in _OWN_ROOM}
 
@@ -99,10 +99,7 @@ def _store(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
             "store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)"
         )
     parser.add_argument("--layout", choices=LAYOUTS, help="what an entry is; a PATH needs it")
-    if "sessions" in LAYOUTS:
-        parser.add_argument(
-            "--group-key", metavar="KEY", help="the key of metadata that names a session's group"
-        )
+    parser.add_argument("--group-key", metavar="KEY", help="what names a session's group (default group)")
 
 
 def build_parser() -> Parser:
@@ -259,7 +256,7 @@ def build_parser() -> Parser:
         "list",
         "the entries of a store, the oldest first",
         "List what is in a store with age, size and id, in the order in which a prune would take it. Ids "
-        "are paths relative to the store (files) or names (trees, sessions).",
+        "are paths relative to the store (files) or names (trees, sessions); purge takes them as they are.",
     )
     _store(one)
     group = one.add_argument_group("which entries, and how")
@@ -285,6 +282,20 @@ def build_parser() -> Parser:
         "bars, which go by entries. Changes nothing.",
     )
     _store(one, several=True)
+
+    one = command(
+        "purge",
+        "remove entries of a store by id, age or group",
+        "Remove the entries that meet every condition given, whatever the limits of the store; asks first, "
+        "unless --yes. What is in use, an anomaly or younger than the store's min_age stays, and is named. "
+        "An ID that is not there makes the exit status 1; the others go.",
+    )
+    _store(one)
+    one.add_argument("ids", metavar="ID", nargs="*", help="as list shows it")
+    one.add_argument("--older-than", metavar="DUR", help="only entries older than this")
+    one.add_argument("--group", metavar="GROUP", help="only sessions of this group")
+    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+    one.add_argument("--yes", action="store_true", help="do not ask")
 
     one = command(
         "housekeep",

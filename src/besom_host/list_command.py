@@ -9,8 +9,11 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
+from besom.errors import UsageError
 from besom.inventory import Inventory
-from besom.listing import Entry, Listing, Wanted, read_whole
+from besom.layouts import read_store
+from besom.listing import Entry, Listing, Wanted
+from besom.policy import Store
 from besom.report import Noted, Tally
 from besom.root import Root
 from besom.shutdown import Shutdown
@@ -24,10 +27,14 @@ from besom.units import (
     printable,
 )
 
-from .commands import bar_of, run_of, store_of
+from .commands import store_of
 from .config import load
 from .output import counted, noted_text
 from .progress import Bar
+from .runs import bar_of, run_of
+
+# Columns of a table for the names of groups; a longer one moves what follows it.
+_WIDEST = 30
 
 
 def list_command(options: Namespace, shutdown: Shutdown) -> int:
@@ -35,11 +42,13 @@ def list_command(options: Namespace, shutdown: Shutdown) -> int:
     limit = parse_count(options.limit, "--limit") if options.limit is not None else None
     config = load(options.config, os.environ)
     store = store_of(options, config, options.store, limits_required=False)
+    if store.layout != "sessions" and (options.group is not None or options.sort == "group"):
+        raise UsageError("Groups are those of sessions; --group and --sort group need that layout.")
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, dry_run=True)
     with Root(store.path) as root:
         with bar or Bar():
-            found = read_whole(store, root, run)
+            found = read_store(store, root, run, whole=True)
         now = run.now()
         listing = Listing(found, now, wanted)
         entries = listing.sorted(options.sort, options.reverse, limit)
@@ -47,9 +56,9 @@ def list_command(options: Namespace, shutdown: Shutdown) -> int:
             _print_anomalies(options, found, limit)
         elif options.json:
             head = {"store": printable(root.path), "layout": store.layout, **_figures(found, listing)}
-            _print_json(head, entries, now)
+            _print_json(head, entries, now, grouped=store.layout == "sessions")
         else:
-            _print_table(entries, now, store.noun, found, listing.matched)
+            _print_table(entries, now, store, found, listing.matched)
     return 0
 
 
@@ -78,37 +87,40 @@ def _figures(found: Inventory, listing: Listing) -> dict[str, Any]:
     }
 
 
-def _print_json(head: dict[str, Any], entries: Iterator[Entry], now: int) -> None:
+def _print_json(head: dict[str, Any], entries: Iterator[Entry], now: int, grouped: bool) -> None:
     """One object; a million entries are written one after the other, and never are one text."""
     text = json.dumps({"operation": "list", "changed": False, **head})
     sys.stdout.write(text[:-1] + ', "entries": [')
     separator = ""
     for entry in entries:
-        sys.stdout.write(separator + json.dumps(_values(entry, now)))
+        values = {
+            "id": printable(entry.id),
+            "time": entry.key / 1e9,
+            "age_s": round((now - entry.key) / 1e9, 3),
+            "bytes": entry.bytes,
+        }
+        if grouped:
+            values.update(group=printable(entry.group), blobs=entry.blobs)
+        sys.stdout.write(separator + json.dumps(values))
         separator = ", "
     sys.stdout.write("]}\n")
 
 
-def _values(entry: Entry, now: int) -> dict[str, Any]:
-    return {
-        "id": printable(entry.id),
-        "time": entry.key / 1e9,
-        "age_s": round((now - entry.key) / 1e9, 3),
-        "bytes": entry.bytes,
-    }
-
-
-def _print_table(entries: Iterator[Entry], now: int, noun: str, found: Inventory, matched: Tally) -> None:
+def _print_table(entries: Iterator[Entry], now: int, store: Store, found: Inventory, matched: Tally) -> None:
+    grouped = store.layout == "sessions"
+    width = min(_WIDEST, max(5, *(len(printable(group)) for group in found.groups), 0)) if grouped else 0
     if matched.entries:
-        print(f"{'AGE':>8}  {'SIZE':>10}  ID")
+        head = f"  BLOBS  {'GROUP':<{width}}" if grouped else ""
+        print(f"{'AGE':>8}  {'SIZE':>10}{head}  ID")
     for entry in entries:
         age = format_duration(round((now - entry.key) / 1e9))
-        print(f"{age:>8}  {format_size(entry.bytes):>10}  {printable(entry.id)}")
-    total = f"{counted(found.entries, noun)}, {format_size(found.usage)}"
+        group = f"  {entry.blobs:>5}  {printable(entry.group) or '-':<{width}}" if grouped else ""
+        print(f"{age:>8}  {format_size(entry.bytes):>10}{group}  {printable(entry.id)}")
+    total = f"{counted(found.entries, store.noun)}, {format_size(found.usage)}"
     if matched.entries == found.entries:
         print(f"In all {total}.")
     else:
-        print(f"{counted(matched.entries, noun)}, {format_size(matched.bytes)}, of {total}.")
+        print(f"{counted(matched.entries, store.noun)}, {format_size(matched.bytes)}, of {total}.")
     if found.kept.total:
         print(noted_text("Kept by any prune", found.kept.items, found.kept.total))
     if found.anomalies.total:

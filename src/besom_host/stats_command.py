@@ -9,7 +9,8 @@ from argparse import Namespace
 from typing import Any
 
 from besom.errors import MissingPath, UsageError
-from besom.listing import AGES, Statistics, read_whole, statistics
+from besom.layouts import read_store
+from besom.listing import AGES, Statistics, statistics
 from besom.policy import Store
 from besom.report import Tally
 from besom.root import Root
@@ -17,10 +18,11 @@ from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.units import format_duration, format_size, printable
 
-from .commands import bar_of, run_of, store_of
+from .commands import store_of
 from .config import Config, load
 from .output import counted, say, table
 from .progress import Bar
+from .runs import bar_of, run_of
 
 _BAR = 40
 # Of text; --json has them all.
@@ -65,7 +67,7 @@ def _stores(options: Namespace, config: Config) -> list[Store]:
 
 def _read(store: Store, run: Run) -> tuple[Store, Statistics, dict[str, Any]]:
     with Root(store.path) as root:
-        found = read_whole(store, root, run)
+        found = read_store(store, root, run, whole=True)
         now = run.now()
     figures = statistics(found, now)
     values = {
@@ -73,10 +75,7 @@ def _read(store: Store, run: Run) -> tuple[Store, Statistics, dict[str, Any]]:
         "store": printable(root.path),
         "layout": store.layout,
         "total": figures.total.to_dict(),
-        "groups": [
-            {"group": None if group is None else printable(group), **tally.to_dict()}
-            for group, tally in _by_size(figures)
-        ],
+        "groups": [{"group": printable(group), **tally.to_dict()} for group, tally in _by_size(figures)],
         # From an age (inclusive) to an age, in seconds; the oldest have no end.
         "ages": [
             {"from_s": low, "to_s": high, **tally.to_dict()}
@@ -86,13 +85,15 @@ def _read(store: Store, run: Run) -> tuple[Store, Statistics, dict[str, Any]]:
         "newest": None if found.newest is None else found.newest / 1e9,
         "kept_total": found.kept.total,
         "anomalies_total": found.anomalies.total,
+        # Of sessions: the bytes that no prune ever takes.
+        "anomalous_bytes": found.anomalous,
     }
     return store, figures, values
 
 
-def _by_size(figures: Statistics) -> list[tuple[str | None, Tally]]:
+def _by_size(figures: Statistics) -> list[tuple[str, Tally]]:
     """The groups, the largest first."""
-    return sorted(figures.groups.items(), key=lambda row: (-row[1].bytes, -row[1].entries, row[0] or ""))
+    return sorted(figures.groups.items(), key=lambda row: (-row[1].bytes, -row[1].entries, row[0]))
 
 
 def _print_text(store: Store, figures: Statistics, values: dict[str, Any]) -> None:
@@ -106,14 +107,13 @@ def _print_text(store: Store, figures: Statistics, values: dict[str, Any]) -> No
     if figures.groups:
         groups = _by_size(figures)
         rows = [("GROUP", "ENTRIES", "SIZE", "")]
-        rows += [
-            ("-" if name is None else printable(name), *_cells(tally), "") for name, tally in groups[:_GROUPS]
-        ]
+        rows += [(printable(name) or "-", *_cells(tally), "") for name, tally in groups[:_GROUPS]]
         _print_rows(rows)
         if len(groups) > _GROUPS:
             print(f"  and {len(groups) - _GROUPS} more groups; --json has them all")
     if values["anomalies_total"]:
-        print(f"  Anomalies: {values['anomalies_total']}; besom list --anomalies names them.")
+        size = f", {format_size(values['anomalous_bytes'])}" if store.layout == "sessions" else ""
+        print(f"  Anomalies: {values['anomalies_total']}{size}; besom list --anomalies names them.")
 
 
 def _bounds() -> list[tuple[int, int | None]]:

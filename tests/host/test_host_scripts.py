@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""prune-daemon and cron-prune: what they hand to the besom command, and what they make of its answer."""
+"""The scripts for hosts: what they hand to the besom command, and what they make of its answer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from .conftest import COMMAND, need
 from .host import Process
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-INSTALLED = ("prune-daemon", "cron-prune", "besom-host.sh")
+INSTALLED = ("prune-daemon", "cron-prune", "storage-manager", "besom-host.sh")
 FIXED_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Notes how it was called, says what it is told to, and ends as it is told to.
@@ -122,6 +125,26 @@ def test_cron_prune_hands_its_arguments_on(fake: Fake, words: str, arguments: st
     assert fake.arguments == arguments.split()
 
 
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("list gems --sort size --limit 3", "list gems --sort size --limit 3"),
+        ("--config /dev/null stats", "stats --config /dev/null"),
+        ("stats gems --json --config=/dev/null", "stats --config /dev/null gems --json"),
+        ("purge gems a b --yes", "purge gems a b --yes"),
+        ("purge gems --dry-run -- --env -h list", "purge gems --dry-run -- --env -h list"),
+        ("list list", "list list"),
+        ("prune-size 1G gems", "prune --max-size=1G --target-size=1G gems"),
+        ("prune-size 5% ./x --layout files", "prune --max-size=5% --target-size=5% ./x --layout files"),
+    ],
+)
+def test_storage_manager_hands_its_arguments_on(fake: Fake, words: str, arguments: str) -> None:
+    fake.answers(1, "out\n", "err\n")
+    done = run("storage-manager", *words.split(), env=fake.env)
+    assert fake.arguments == arguments.split()
+    assert (done.returncode, done.stdout, done.stderr) == (1, "out\n", "err\n")
+
+
 def test_a_word_stays_one_word_whatever_is_in_it(fake: Fake, tmp_path: Path) -> None:
     config = tmp_path / "a b\n*$(touch ran)`touch ran`;'\".yml"
     config.touch()
@@ -129,6 +152,8 @@ def test_a_word_stays_one_word_whatever_is_in_it(fake: Fake, tmp_path: Path) -> 
     assert fake.arguments == ["daemon", "status", "--config", str(config)]
     run("cron-prune", f"--config={config}", env=fake.env)
     assert fake.arguments == ["housekeep", "--config", str(config)]
+    run("storage-manager", "purge", "a b", "*", "--config", config, env=fake.env)
+    assert fake.arguments == ["purge", "--config", str(config), "a b", "*"]
 
 
 WRONG = [
@@ -144,9 +169,22 @@ WRONG = [
     ("cron-prune", "start", "start is not expected; cron-prune takes options only, see cron-prune --help"),
     ("cron-prune", "--force", "--force is not an option; see cron-prune --help"),
     ("cron-prune", "--lock-timeout=", "a value for --lock-timeout is missing; see cron-prune --help"),
+    (
+        "storage-manager",
+        "",
+        "no command; give list, stats, purge or prune-size, or see storage-manager --help",
+    ),
+    ("storage-manager", "clean", "clean is not a command; give list, stats, purge or prune-size"),
+    ("storage-manager", "--yes", "--yes is not a command; give list, stats, purge or prune-size"),
+    ("storage-manager", "prune-size", "a value for prune-size is missing; see storage-manager --help"),
+    ("storage-manager", "prune-size --json", "a value for prune-size is missing; see storage-manager --help"),
     *(
         (script, f"{command}{words}", f"{message}".replace("SCRIPT", script))
-        for script, command in (("prune-daemon", "start "), ("cron-prune", ""))
+        for script, command in (
+            ("prune-daemon", "start "),
+            ("cron-prune", ""),
+            ("storage-manager", "list x "),
+        )
         for words, message in (
             ("--config", "a value for --config is missing; see SCRIPT --help"),
             ("--config --env /dev/null", "a value for --config is missing; see SCRIPT --help"),
@@ -168,7 +206,7 @@ def test_a_wrong_call_ends_in_one_sentence_and_2(fake: Fake, script: str, words:
     assert not fake.called
 
 
-@pytest.mark.parametrize("script", ["prune-daemon", "cron-prune"])
+@pytest.mark.parametrize("script", ["prune-daemon", "cron-prune", "storage-manager"])
 def test_help_names_exactly_the_options_that_are_taken(fake: Fake, script: str) -> None:
     done = run(script, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -181,7 +219,7 @@ def test_help_names_exactly_the_options_that_are_taken(fake: Fake, script: str) 
         assert "is not an option" not in run(script, *words, env=fake.env).stderr
     for command in re.findall(r"^  ([a-z]+)  ", done.stdout, re.MULTILINE):
         assert run(script, command, env=fake.env).returncode == 0
-        assert fake.arguments == ["daemon", command]
+        assert fake.arguments == (["daemon", command] if script == "prune-daemon" else [command])
 
 
 def test_an_environment_file_is_read_as_data(fake: Fake, tmp_path: Path) -> None:
@@ -269,6 +307,104 @@ def test_an_unreadable_file_says_so(fake: Fake, tmp_path: Path) -> None:
         assert re.fullmatch(rf"cron-prune: the {what} {file} cannot be read by \S+\n", done.stderr), done
 
 
+def test_a_fifo_or_socket_is_not_waited_for(fake: Fake, tmp_path: Path) -> None:
+    fifo, end = tmp_path / "fifo", socket.socket(socket.AF_UNIX)
+    os.mkfifo(fifo)
+    with end:
+        # A path of a socket is short, unix(7).
+        here = os.open(tmp_path, os.O_RDONLY)
+        end.bind(f"/proc/self/fd/{here}/socket")
+        os.close(here)
+        for name in ("fifo", "socket"):
+            for option, what in (("--env", "environment file"), ("--config", "configuration")):
+                done = run("storage-manager", "stats", option, tmp_path / name, env=fake.env)
+                said = f"storage-manager: the {what} {tmp_path / name} is a FIFO or socket, not a file\n"
+                assert (done.returncode, done.stderr) == (2, said)
+
+
+BLANK = st.sampled_from([b"", b" ", b"\t ", b"  "])
+VALUE = st.one_of(
+    st.binary(max_size=12),
+    st.text("ab =#'\"\\$`\t;\r\x01\x7f\u00e4\u2028", max_size=12).map(str.encode),
+    st.text('ab #$`;"', max_size=8).map(lambda text: b"'" + text.encode() + b"'"),
+    st.text("ab #$`;'", max_size=8).map(lambda text: b'"' + text.encode() + b'"  # why'),
+)
+LINE = st.one_of(
+    st.binary(max_size=16),
+    st.tuples(
+        BLANK,
+        st.sampled_from([b"", b"export ", b"export\t", b"exports "]),
+        st.sampled_from([b"BESOM_A", b"BESOM_B", b"BESOM_COMMAND", b"A", b"BESOM-A", b""]),
+        BLANK,
+        st.sampled_from([b"=", b"=", b"=", b""]),
+        VALUE,
+        st.sampled_from([b"", b"\r", b" "]),
+    ).map(b"".join),
+)
+
+
+def meant(content: bytes) -> dict[bytes, bytes] | int:
+    """What a file of settings says, or the number of its first line that is wrong."""
+    if b"\0" in content:
+        return content[: content.index(b"\0")].count(b"\n") + 1
+    found = {}
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        line = line.removesuffix(b"\r").lstrip(b" \t")
+        if not line or line.startswith(b"#"):
+            continue
+        setting = re.fullmatch(rb"(?s)(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", line)
+        if setting is None or setting[1] == b"BESOM_COMMAND":
+            return number
+        if not setting[1].startswith(b"BESOM_"):
+            continue
+        value = setting[2]
+        quoted = re.fullmatch(rb"(?s)'([^']*)'[ \t]*(?:#.*)?|\"([^\"]*)\"[ \t]*(?:#.*)?", value)
+        if quoted:
+            found[setting[1]] = quoted[1] if quoted[1] is not None else quoted[2]
+            continue
+        bare = re.split(rb"^#|[ \t]#", value, maxsplit=1)[0].rstrip(b" \t")
+        if b"'" in bare or b'"' in bare:
+            return number
+        found[setting[1]] = bare
+    return found
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(LINE, max_size=4), st.sampled_from([b"", b"\xef\xbb\xbf"]))
+def test_any_environment_file_is_read_as_written_or_named_with_its_line(
+    fake: Fake, lines: list[bytes], mark: bytes
+) -> None:
+    content = mark + b"\n".join(lines)
+    file = fake.here / "env"
+    file.write_bytes(content)
+    (fake.here / "arguments").unlink(missing_ok=True)
+    done = subprocess.run(
+        [SCRIPTS / "storage-manager", "stats", "--env", file],
+        env={"PATH": os.environ["PATH"], **fake.env},
+        capture_output=True,
+        cwd=fake.here,
+        timeout=60,
+        check=False,
+    )
+    expected = meant(content)
+    if isinstance(expected, int):
+        assert (done.returncode, fake.called) == (2, False)
+        assert done.stderr.startswith(f"storage-manager: {file}:{expected}: ".encode()), done.stderr
+        assert done.stderr.count(b"\n") == 1
+    else:
+        assert (done.returncode, done.stderr) == (0, b"")
+        words = (fake.here / "environment").read_bytes().split(b"\0")
+        found = dict(word.split(b"=", 1) for word in words if re.match(b"BESOM_[AB]=", word))
+        assert found == expected
+    assert {path.name for path in fake.here.iterdir()} <= {
+        "arguments",
+        "besom",
+        "env",
+        "environment",
+        "umask",
+    }
+
+
 def test_what_comes_with_the_call_does_not_change_what_runs(fake: Fake, tmp_path: Path) -> None:
     (tmp_path / "evil").write_text("touch $EVIL; set +e\n")
     for name in ("dirname", "readlink", "cat", "besom"):
@@ -285,7 +421,7 @@ def test_what_comes_with_the_call_does_not_change_what_runs(fake: Fake, tmp_path
         "IFS": "/",
         "SHELLOPTS": "noexec",
     }
-    for script, words in (("prune-daemon", ["status"]), ("cron-prune", [])):
+    for script, words in (("prune-daemon", ["status"]), ("cron-prune", []), ("storage-manager", ["stats"])):
         done = run(script, *words, env={**fake.env, **evil})
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert fake.environment["PATH"] == FIXED_PATH
@@ -321,7 +457,7 @@ def installed(tmp_path: Path) -> Path:
 
 
 def test_installed_and_called_through_a_link_they_find_what_they_share(fake: Fake, installed: Path) -> None:
-    for script, words in (("prune-daemon", ["stop"]), ("cron-prune", [])):
+    for script, words in (("prune-daemon", ["stop"]), ("cron-prune", []), ("storage-manager", ["stats"])):
         done = run(installed / script, *words, env=fake.env)
         assert (done.returncode, done.stderr) == (0, "")
 

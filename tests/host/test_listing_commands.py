@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from .test_command_line import Terminal, age, besom, fill
+from .conftest import COMMAND
+from .test_command_line import Terminal, age, besom, files, fill
 
 
 @pytest.fixture
@@ -93,13 +95,22 @@ BAD = [
     (("list", "gems", "--smaller-than", "-1"), "--smaller-than"),
     (("list", "gems", "--limit", "0"), "--limit: '0'"),
     (("list", "gems", "--yes"), "--yes"),
+    (("list", "gems", "--group", "red"), "Groups are those of sessions"),
+    (("purge", "gems"), "Nothing is named"),
+    (("purge", "gems", "a.gem"), "confirm that with --yes"),
+    (("purge", "gems", "--older-than", "0", "--yes"), "--older-than: '0'"),
+    (("purge", "gems", "--yes", "a\\gem"), "lone backslash"),
+    (("purge", "gems", "--yes", "--group", "red"), "group needs the layout sessions"),
+    (("purge", "{}/gems", "a.gem", "--yes"), "A PATH needs --layout files"),
     (("stats", "--config", "/dev/null"), "No store is configured"),
 ]
 
 
 @pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(words) for words, _ in BAD])
 def test_bad_input_is_one_sentence_and_exit_2(host: Path, words: tuple[str, ...], says: str) -> None:
+    before = files(host)
     status, out, err = run(host, *(word.replace("{}", str(host)) for word in words))
+    assert files(host) == before
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert says in err
 
@@ -110,3 +121,88 @@ def test_listing_changes_nothing_and_needs_no_lock(host: Path) -> None:
     for words in (("list", "gems"), ("stats",), ("list", "envs", "--anomalies")):
         assert run(host, *words, "--lock-timeout", "0")[0] == 0
     assert [path for path, atime in zip(paths, before) if os.lstat(path).st_atime_ns != atime] == []
+
+
+def test_purge_removes_what_is_named_and_says_what_is_not_there(host: Path) -> None:
+    odd = fill(host / "gems/sub/x\n\\y", 1, days=5)
+    id_ = json.loads(run(host, "list", "gems", "--json", "--smaller-than", "5K")[1])["entries"][0]["id"]
+    status, out, err = run(host, "purge", "gems", id_, "--yes", "sub/b.gem", "nowhere/x")
+    assert (status, err) == (1, f"besom: {host}/gems/nowhere/x is not there.\n")
+    assert out == f"Removed:\n  {host}/gems/ (2 files, 24.0 KiB)\nTotal: 24.0 KiB\n"
+    assert not odd.exists()
+    assert files(host / "gems") == ["a.gem", "c.gem"]
+
+
+def test_purge_by_age_previews_exactly_what_it_removes_and_keeps_the_young(host: Path) -> None:
+    words = ("purge", "gems", "--older-than", "25d", "--json")
+    dry = json.loads(run(host, *words, "--dry-run")[1])
+    assert len(files(host / "gems")) == 3
+    done = json.loads(run(host, *words, "--yes")[1])
+    assert (dry["planned"], dry["victims"]) == (done["removed"], done["victims"])
+    assert (done["operation"], done["changed"], files(host / "gems")) == ("purge", True, ["c.gem"])
+    again = json.loads(run(host, *words, "--yes")[1])
+    assert (again["changed"], again["planned"]["entries"]) == (False, 0)
+    # env-0 is 72 hours old, and the store keeps what is younger than 80.
+    status, _, err = run(host, "purge", "envs", "env-0", "env-1", "--yes")
+    assert (status, os.listdir(host / "envs")) == (0, ["env-0"])
+    assert "younger than min_age" in err
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [("n\n", 0, 3), ("\x03", 130, 3), ("y\n", 0, 1)])
+def test_purge_asks_on_a_terminal(host: Path, answer: str, status: int, left: int) -> None:
+    terminal = Terminal("--config", host / "besom.yml", "purge", "gems", "--older-than", "25d")
+    assert b"(2 files, 32.0 KiB)" in terminal.until(b"[y/N] ")
+    # What has grown old enough since the question was put was not in it.
+    age(host / "gems/c.gem", 25)
+    os.write(terminal.fd, answer.encode())
+    assert b"Traceback" not in terminal.end()
+    assert (terminal.status, len(files(host / "gems"))) == (status, left)
+
+
+def test_sessions_are_listed_counted_and_purged_by_group(tmp_path: Path) -> None:
+    for number, group in enumerate(("red", "blue", "red")):
+        (tmp_path / f"{number}.json").write_text(
+            json.dumps({"created_at": f"2020-01-0{9 - number}", "team": group})
+        )
+        (tmp_path / f"{number}.tar").write_bytes(b"x")
+    (tmp_path / "lone.tar").write_bytes(b"x")
+    store = (f"{tmp_path}/", "--layout", "sessions", "--group-key", "team")
+    listed = besom("list", *store).stdout.splitlines()
+    assert re.split(" {2,}", listed[0].strip()) == ["AGE", "SIZE", "BLOBS", "GROUP", "ID"]
+    assert [line.split()[-2:] for line in listed[1:4]] == [["red", "2"], ["blue", "1"], ["red", "0"]]
+    anomalies = json.loads(besom("list", *store, "--anomalies", "--json").stdout)
+    assert [item["path"] for item in anomalies["anomalies"]] == [f"{tmp_path}/lone.tar"]
+    groups = json.loads(besom("stats", *store, "--json").stdout)["stores"][0]["groups"]
+    assert [(one["group"], one["entries"]) for one in groups] == [("red", 2), ("blue", 1)]
+    assert re.search(r"^  red +2 +16.0 KiB$", besom("stats", *store).stdout, re.MULTILINE)
+    done = besom("purge", *store, "--group", "red", "--yes")
+    assert (done.returncode, files(tmp_path)) == (0, ["1.json", "1.tar", "lone.tar"])
+
+
+def test_storage_manager_with_settings_from_a_file_does_the_same(host: Path) -> None:
+    (host / "env").write_text(f"\ufeff# here\r\nexport BESOM_CONFIG='{host}/besom.yml'\r\n")
+
+    def manage(*words: str) -> subprocess.CompletedProcess[str]:
+        script = Path(__file__).resolve().parents[2] / "scripts/storage-manager"
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("BESOM_")}
+        return subprocess.run(
+            [script, "--env", host / "env", *words],
+            env={**clean, "BESOM_COMMAND": str(COMMAND)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert "a.gem" in manage("list", "gems").stdout
+    assert "envs (" in manage("stats").stdout
+    refused = manage("purge", "gems", "a.gem")
+    assert (refused.returncode, len(files(host / "gems"))) == (2, 3)
+    assert "--yes" in refused.stderr
+    assert manage("purge", "gems", "a.gem", "--yes").returncode == 0
+    assert files(host / "gems") == ["c.gem", "sub/b.gem"]
+    for command in (("list", "gems"), ("stats",), ("prune-size", "40K", "gems")):
+        assert manage(*command, "--yes").returncode == 2
+    pruned = manage("prune-size", "40K", "gems")
+    assert (pruned.returncode, files(host / "gems")) == (0, ["c.gem"])

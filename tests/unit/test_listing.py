@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tracemalloc
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from besom.inventory import Inventory
-from besom.listing import AGES, SORTS, Entry, Listing, Wanted, read_whole, statistics
+from besom.layouts import read_store
+from besom.listing import AGES, SORTS, Entry, Listing, Wanted, statistics
 from besom.policy import Policy, Store
 from besom.report import CAP
 from besom.root import Root
@@ -26,7 +28,7 @@ HOUR, DAY = 3600 * 10**9, 86400 * 10**9
 def read(area: Any, make_run: Callable[..., Any], layout: str = "files", order: str = "oldest") -> Inventory:
     store = Store(str(area.path), layout, Policy(order=order))
     with Root(store.path) as root:
-        return read_whole(store, root, make_run())
+        return read_store(store, root, make_run(), whole=True)
 
 
 def listed(found: Inventory, now: int, **wanted: int) -> list[str]:
@@ -119,7 +121,7 @@ def test_any_choice_of_entries_is_that_of_a_plain_list(
         plain.append((days * DAY, st_.st_blocks * 512, str(file.relative_to(path)), st_.st_ino))
     store = Store(str(path), "files", Policy())
     with Root(store.path) as root:
-        listing = Listing(read_whole(store, root, make_run()), now, wanted)
+        listing = Listing(read_store(store, root, make_run(), whole=True), now, wanted)
     entries = list(listing.sorted(sort, reverse, limit))
 
     chosen = [
@@ -136,6 +138,37 @@ def test_any_choice_of_entries_is_that_of_a_plain_list(
     assert [(now - entry.key, entry.bytes, entry.id) for entry in entries] == [
         row[:3] for row in chosen[:limit]
     ]
+
+
+def session(area: Any, id_: str, created: int, group: object = None, blobs: int = 1) -> None:
+    area.file(f"{id_}.json")
+    with open(area.at(f"{id_}.json"), "w") as stream:
+        json.dump({"created_at": created / 1e9, **({} if group is None else {"group": group})}, stream)
+    for number in range(blobs):
+        area.file(f"{id_}.{number}", days=1, size=5000)
+
+
+def test_sessions_have_their_creation_group_and_blobs(
+    area: Any, make_run: Callable[..., Any], now: int
+) -> None:
+    session(area, "b", now - 3 * DAY, "red")
+    session(area, "a.x", now - 5 * DAY, blobs=2)
+    session(area, "c", now - 4 * DAY, "blue")
+    area.file("lone", days=9)
+    found = read(area, make_run, "sessions", order="created")
+    assert list(Listing(found, now).sorted()) == [
+        Entry("a.x", now - 5 * DAY, 4096 + 2 * 8192, "", 2),
+        Entry("c", now - 4 * DAY, 4096 + 8192, "blue", 1),
+        Entry("b", now - 3 * DAY, 4096 + 8192, "red", 1),
+    ]
+    assert [entry.group for entry in Listing(found, now).sorted("group")] == ["", "blue", "red"]
+    assert [entry.id for entry in Listing(found, now).sorted("id", reverse=True)] == ["c", "b", "a.x"]
+    assert [entry.id for entry in Listing(found, now, Wanted(group="red")).sorted()] == ["b"]
+    assert [entry.id for entry in Listing(found, now, Wanted(group="")).sorted()] == ["a.x"]
+    assert list(Listing(found, now, Wanted(group="lilac")).sorted()) == []
+    figures = statistics(found, now)
+    assert {name: tally.entries for name, tally in figures.groups.items()} == {"": 1, "blue": 1, "red": 1}
+    assert sum(tally.bytes for tally in figures.groups.values()) + 4096 == figures.total.bytes
 
 
 def test_statistics_count_every_entry_in_the_bar_of_its_age(
