@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import io
+import json
 import os
 import random
 import re
 import signal
 import subprocess
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -23,6 +26,7 @@ from besom_host.state import IDLE, StateDir
 
 from ..host.conftest import Mount
 from ..host.host import PATIENCE_S, Host, await_exit
+from ..host.mirror import serve
 from ..host.own_run import own_run
 
 ROUNDS = 12
@@ -47,6 +51,7 @@ class Target(Host):
     def __init__(self, path: Path) -> None:
         path.mkdir()
         super().__init__(path)
+        self.stack, self.offered = ExitStack(), 0
         # Compiled once: what takes the time is to be besom's work.
         self.env = {
             "PYTHONDONTWRITEBYTECODE": "",
@@ -54,7 +59,8 @@ class Target(Host):
         }
         self.trees, self.temps = path / "trees", path / "temps"
         self.mount = path / "mnt"
-        for one in (self.trees, self.temps, self.mount):
+        self.fetched, self.apps = path / "fetched", path / "apps"
+        for one in (self.trees, self.temps, self.mount, self.fetched, self.apps):
             one.mkdir()
         self.configure(
             stores=[
@@ -81,8 +87,44 @@ class Target(Host):
                     when = time.time() - OLD_S
                     os.utime(tree, (when, when))
 
+    def offer(self) -> None:
+        """A mirror with new versions of what is to be fetched and installed; what is there is old."""
+        if not self.offered:
+            self.mirror = self.stack.enter_context(serve())
+            self.url = f"{self.mirror.url}/app.tgz"
+            self.manifest = self.path / "manifest.json"
+        self.offered += 1
+        names = [f"{number}" for number in range(TREES)]
+        for name in names:
+            self.mirror.add(f"/{name}", f"{name} {self.offered}".encode() * 1000)
+        artifacts = [{"url": f"{self.mirror.url}/{name}", "dest": name} for name in names]
+        self.manifest.write_text(json.dumps({"store": str(self.fetched), "artifacts": artifacts}))
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+            for name in names[:LEAVES]:
+                info = tarfile.TarInfo(name)
+                info.size = 10
+                archive.addfile(info, io.BytesIO(f"{self.offered:010}".encode()))
+        self.mirror.add("/app.tgz", stream.getvalue())
+
+    def assert_fetched_whole(self) -> None:
+        """Each file and tree of one version; nothing half done beside them."""
+        for path in self.fetched.iterdir():
+            known = {f"{path.name} {version}".encode() * 1000 for version in range(1, self.offered + 1)}
+            assert path.read_bytes() in known, path
+        for path in self.apps.iterdir():
+            assert path.name == "app" or path.name.startswith(".besom-old-app-"), path
+            found = [one.read_text() for one in path.iterdir() if one.name.isdecimal()]
+            assert len(found) == LEAVES, path
+            assert len(set(found)) == 1, path
+
+    def close(self) -> None:
+        self.stack.close()
+        super().close()
+
     def assert_whole(self) -> None:
         """Each tree with all that it had, or not there; nothing of besom's own is left."""
+        self.assert_fetched_whole()
         for area in (self.trees, self.temps):
             for tree in area.iterdir():
                 assert not tree.name.startswith(".besom-"), tree
@@ -90,7 +132,7 @@ class Target(Host):
         assert not [name for name in self.names() if name.startswith(".")]
 
     def assert_unlocked(self) -> None:
-        for path in (self.store, self.trees, self.temps, *self.temps.iterdir()):
+        for path in (self.store, self.trees, self.temps, *self.temps.iterdir(), self.fetched, self.apps):
             fd = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,6 +184,7 @@ class Scene:
     prepare: Callable[[Target], None] = Target.make_work
     statuses: tuple[int, ...] = (0,)
     daemon: bool = False
+    rounds: int = ROUNDS
 
 
 def nothing(_host: Target) -> None:
@@ -158,6 +201,8 @@ SCENES = {
         Scene("clean"),
         Scene("clean --all --yes"),
         Scene("info"),
+        Scene("sync {manifest} --parallel 8", Target.offer, rounds=4),
+        Scene("install {url} --into {apps} --name app --keep 1", Target.offer, rounds=4),
         Scene("housekeep"),
         Scene("config check", nothing),
         Scene("unmount {path}/absent", nothing),
@@ -290,7 +335,9 @@ def test_a_signal_leaves_nothing_half_done(tmp_path: Path, words: str) -> None:
     try:
         with ThreadPoolExecutor(len(hosts)) as pool:
             runs = [
-                pool.submit(play, SCENES[words], host, f"{words} {host.path.name}", ROUNDS // len(hosts))
+                pool.submit(
+                    play, SCENES[words], host, f"{words} {host.path.name}", SCENES[words].rounds // len(hosts)
+                )
                 for host in hosts
             ]
             seen = sum((run.result() for run in runs), Counter())

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import socket
 import subprocess
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import portalocker
 import pytest
@@ -169,6 +172,78 @@ def test_a_redis_that_is_killed_half_way_ends_work_between_two_entries(host: Hos
     server.start()
     assert host.besom("prune", "shared").status == 0
     assert list(host.store.iterdir()) == []
+
+
+def kill_redis_in(host: Host, server: Server, words: Sequence[object], event: int) -> Any:
+    """Run a command whose renames are slow, and kill Redis at the third such event in the store.
+
+    Returns its report; it has lost its lock then, and ended with 1, not as if by a signal.
+    """
+    slow = ["-f", "-o", os.devnull, "-e", "trace=rename,renameat,renameat2", "-e"]
+    command = [need("strace"), *slow, "inject=all:delay_enter=50000", *host.command(*words), "--json"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with INotify() as news:
+        news.add_watch(host.store, event)
+        process = subprocess.Popen(command, env=host.environment(), **options)  # type: ignore[call-overload]
+        seen = 0
+        while seen < 3:
+            events = news.read(timeout=int(PATIENCE_S * 1000))
+            assert events
+            seen += sum(not one.name.startswith((".app.", ".temp-")) for one in events)
+        server.kill()
+        output, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, said
+    for word in ("Traceback", "Interrupted"):
+        assert word not in said
+    assert f"{host.store} lost its lock (the connection to Redis at unix://" in output
+    report = json.loads(output)
+    assert not report["interrupted"]
+    return report
+
+
+def test_a_sync_whose_redis_is_killed_publishes_nothing_more(host: Host, server: Server) -> None:
+    content = {f"{number}": os.urandom(5000) for number in range(60)}
+    manifest = host.path / "manifest.json"
+    with serve() as mirror:
+        artifacts = [
+            {"url": f"{mirror.url}/{name}", "dest": name, "checksum": mirror.add(f"/{name}", data).checksum}
+            for name, data in content.items()
+        ]
+        manifest.write_text(json.dumps({"store": "shared", "artifacts": artifacts}))
+        words = ("sync", manifest, "--parallel", "16")
+        report = kill_redis_in(host, server, words, flags.MOVED_TO)
+        there = host.names()
+        assert 0 < report["fetched_total"] <= len(there) < len(content)
+        assert report["fetched_total"] + report["failures_total"] + report["not_done_total"] == len(content)
+        for name in there:
+            assert (host.store / name).read_bytes() == content[name]
+        server.start()
+        assert host.besom("sync", manifest).status == 0
+    assert host.names() == sorted(content)
+
+
+def test_an_install_whose_redis_is_killed_leaves_whole_trees(host: Host, server: Server) -> None:
+    for number in range(40):
+        old = host.store / f".besom-old-app-20200101T0000{number:02}.000000"
+        old.mkdir()
+        for name in range(FILES):
+            (old / str(name)).write_bytes(b"x")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("file"))
+    with serve() as mirror:
+        file = mirror.add("/app.tgz", stream.getvalue())
+        place = ("--into", host.store, "--name", "app", "--checksum", file.checksum)
+        words = ("install", f"{mirror.url}/app.tgz", *place)
+        report = kill_redis_in(host, server, words, flags.DELETE)
+        assert report["action"] == "installed"
+        assert 0 < report["removed"]["entries"] < 40
+        old_ones = [path for path in host.store.iterdir() if path.name != "app"]
+        assert len(old_ones) == 40 - report["removed"]["entries"]
+        assert {len(list(path.iterdir())) for path in old_ones} == {FILES}
+        server.start()
+        assert host.besom(*words).status == 0
+    assert host.names() == ["app"]
 
 
 def test_a_daemon_whose_redis_is_away_says_so_and_lives_on(host: Host, server: Server) -> None:

@@ -197,22 +197,32 @@ def test_what_gnu_tar_writes_comes_out(box: Box, tmp_path: Path) -> None:
     assert Box(tmp_path / "gnu").tree()["app/link"] == "deep/" + "y" * 150
 
 
-def test_zst_is_read_where_a_library_is_found_and_else_one_is_named(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed = subprocess.run(
-        ["zstd", "-q"], input=tar(("a", b"x" * 100_000)), capture_output=True, check=True
-    ).stdout
-    try:
-        box.extract(packed)
-        assert box.tree() == {"a": b"x" * 100_000}
-        box.refused(packed[:-9], "damaged|too early")
-    except BesomError as error:
-        assert "install the Python package zstandard" in str(error)
+ZSTD = [*(["compression.zstd"] if sys.version_info >= (3, 14) else []), "backports.zstd", "zstandard"]
+
+
+def test_without_a_library_for_zst_one_is_named(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("compression", "compression.zstd", "backports.zstd", "pyzstd", "zstandard"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BesomError, match="install the Python package zstandard"):
-        box.extract(packed)
+        box.extract(b"\x28\xb5\x2f\xfd")
+
+
+@pytest.mark.parametrize("name", ZSTD)
+def test_zst_is_read_with_each_library(box: Box, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    compress = pytest.importorskip(name).compress
+    for other in {"compression.zstd", "pyzstd", *ZSTD} - {name}:
+        monkeypatch.setitem(sys.modules, other, None)
+    # A window of 3.75 TiB (RFC 8878, 3.1.1.1.2).
+    box.refused(b"\x28\xb5\x2f\xfd\x00\xff" + bytes(600), "damaged")
+    data = tar(("a", b"x" * 1_000_000), ("b", content := os.urandom(200_000)))
+    for number, packed in enumerate((compress(data), compress(data[:700]) + compress(data[700:]))):
+        one = Box(box.base / f"{number}")
+        one.extract(packed)
+        assert one.tree() == {"a": b"x" * 1_000_000, "b": content}
+        Box(box.base / f"bomb{number}").refused(packed, "raise max_size", limits=Limits(bytes=1_100_000))
+        for end in range(0, len(packed), len(packed) // 20):
+            with pytest.raises(BadArchive):
+                Box(box.base / f"{number}-{end}").extract(packed[:end])
 
 
 def test_the_one_directory_at_the_top_is_left_out(box: Box) -> None:

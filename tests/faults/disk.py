@@ -1,0 +1,40 @@
+"""A disk of which a copy at any moment is what a power cut would leave."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..host.conftest import Mount, need, unmount
+
+# The kernel is to write nothing by itself: no early allocation at a rename, no commit every five seconds.
+OPTIONS = "loop,noauto_da_alloc,commit=600"
+
+
+class Disk:
+    """An ext4 in a file on tmpfs. The file at any moment is what a power cut at that moment leaves."""
+
+    def __init__(self, tmp_path: Path, mount: Mount) -> None:
+        need("mkfs.ext4")
+        memory = mount(tmp_path / "memory", "-t", "tmpfs", "-o", "size=64m", "tmpfs")
+        self.image, self._copy, self._at = memory / "image", memory / "copy", tmp_path / "after"
+        with self.image.open("wb") as stream:
+            stream.truncate(16 * 1024**2)
+        subprocess.run(["mkfs.ext4", "-qF", self.image], check=True)
+        self.path = mount(tmp_path / "disk", "-o", OPTIONS, self.image) / "store"
+        self.path.mkdir()
+        subprocess.run(["sync", "--file-system", self.path], check=True)
+        self._at.mkdir()
+
+    @contextmanager
+    def after_power_cut(self) -> Iterator[Path]:
+        """The store as it would be found after the power had gone out now."""
+        shutil.copyfile(self.image, self._copy)
+        subprocess.run(["mount", "-o", "loop", self._copy, self._at], check=True)
+        try:
+            yield self._at / "store"
+        finally:
+            unmount(self._at)
