@@ -306,7 +306,8 @@ def amiss(operation: Operation, area: Path, call: Call, name: str, log: Path) ->
     if status and os.strerror(getattr(errno, name)) not in said:
         return f"it did not say why: {said}"
     wrong = operation.wrong(area)
-    if not wrong and status == 0:
+    # A stale handle is of another file by now: a prune keeps that, and says so.
+    if not wrong and status == 0 and not (name == "ESTALE" and not operation.full):
         # What is not essential may fail; but a temp that is left must be known for one.
         with Root(str(area)) as root:
             remove_orphans(root, Run())
@@ -318,12 +319,16 @@ def amiss(operation: Operation, area: Path, call: Call, name: str, log: Path) ->
 
 
 def try_all(operation: Operation, tmp_path: Path) -> None:
-    counted, log = tmp_path / "counted", tmp_path / "log"
-    counted.mkdir()
-    operation.make(counted)
-    # What is loaded only once is loaded by now.
-    calls = calls_of(lambda: operation.work(counted), log)
-    assert operation.done(counted)
+    log = tmp_path / "log"
+    for name in ("warm", "counted"):
+        area = tmp_path / name
+        area.mkdir()
+        operation.make(area)
+        if name == "warm":
+            # What is loaded only once is loaded by now.
+            operation.work(area)
+    calls = calls_of(lambda: operation.work(area), log)
+    assert operation.done(area)
     found = []
     for number, (call, name) in enumerate(chosen(calls)):
         area = tmp_path / f"{number}"
@@ -373,5 +378,5 @@ def test_a_careless_writer_would_be_caught(tmp_path: Path) -> None:
         file_wrong,
         lambda path: (path / "file").read_bytes() == NEW,
     )
-    with pytest.raises(AssertionError, match=r"write 1 ENOSPC: 0 bytes"):
+    with pytest.raises(AssertionError, match=r"write 1 \w+: 0 bytes"):
         try_all(careless, tmp_path)
