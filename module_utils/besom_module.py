@@ -183,7 +183,7 @@ def transfer_opener(params: dict[str, Any]) -> Opener:
         raise UsageError(f"The certificates cannot be used: {printable(str(error))}.") from error
     agent = {"User-Agent": params["http_agent"]}
     ask = plain_opener(params["timeout"], None, redirects=False, proxies=params["use_proxy"], context=context)
-    return lambda url, method, headers: ask(url, method=method, headers={**agent, **headers})
+    return lambda url, headers, **more: ask(url, headers={**agent, **headers}, **more)
 
 
 @contextlib.contextmanager

@@ -13,11 +13,9 @@ from .answer import NoAnswer
 from .errors import BesomError, Interrupted, LockHeld, MissingPath, NoSpace
 from .policy import Store, Temps
 from .preflight import Verdict
-from .prune import Request, prune
 from .report import Report, combine
 from .root import Root, refuse_overlap
 from .run import Run
-from .sweep import sweep
 from .units import printable
 
 # A store or temp area, and the work that is to be done there.
@@ -131,6 +129,10 @@ def perform(tasks: Iterable[Task], run: Run, skip_missing: bool = True) -> Outco
 
 def tasks_of(stores: Iterable[Store], temps: Iterable[Temps], run: Run) -> list[Task]:
     """The sweeps, then the prunes: an old temp that lies in a store is gone when the store is measured."""
+    # 20 ms that only this needs.
+    from .prune import Request, prune
+    from .sweep import sweep
+
     tasks: list[Task] = [(area.path, partial(sweep, area, run)) for area in temps]
     tasks += [(store.path, partial(prune, Request(store), run)) for store in stores]
     return tasks

@@ -18,6 +18,7 @@ from .archive import BadArchive
 from .artifacts import Artifact
 from .claim import claim
 from .crew import Crew
+from .cutoff import Cut, Cutoff
 from .durable import Draft, Retries, check_name, parts_of
 from .durable_tree import AROUND, TreeDraft, old_name, remove_orphans, tree_draft
 from .errors import BesomError, UsageError
@@ -43,7 +44,7 @@ from .report import Report
 from .root import Root
 from .run import Run
 from .sync import SyncReport, SyncRequest
-from .transfer import DEFAULT_RETRIES, Cut, Cutoff, Figures, Look, Source, Transfer, look
+from .transfer import DEFAULT_RETRIES, Figures, Look, Source, Transfer, look
 from .tree import Cursor, measure, remove_tree
 from .units import Share, printable
 

@@ -73,8 +73,9 @@ def mounts() -> list[Mount]:
 
 def mount_of(fd: int) -> Mount | None:
     """The mount that fd is on; None when this namespace does not list it."""
-    wanted = mnt_id(fd)
-    return next((mount for mount in mounts() if mount.id == wanted), None)
+    with open("/proc/self/mountinfo", "rb") as stream:
+        lines = re.findall(b"^%d .*" % mnt_id(fd), stream.read(), re.MULTILINE)
+    return next(iter(parse_mountinfo(b"\n".join(lines))), None)
 
 
 def names_mounted_on(parent: int) -> frozenset[str]:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 _NAME = "user.besom.origin"
 # All attributes of a file share one block on ext4; a validator that long is left out.
@@ -93,7 +93,7 @@ def _is_plain(value: str) -> bool:
 def write_origin(fd: int, origin: Origin) -> None:
     """Keep origin with the file that fd is open on, where that can be."""
     with suppress(OSError):
-        os.setxattr(fd, _NAME, json.dumps(asdict(origin)).encode())
+        os.setxattr(fd, _NAME, json.dumps(vars(origin)).encode())
 
 
 def read_origin(fd: int) -> Origin | None:

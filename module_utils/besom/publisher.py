@@ -18,6 +18,9 @@ from .run import Run
 from .shutdown import Shutdown
 from .units import printable
 
+# How soon after one batch the next is begun.
+_BATCH_S = 0.02
+
 
 @dataclass
 class _Publication:
@@ -53,6 +56,7 @@ class Publisher:
         self._path, self._backend = path, backend
         self._root: Root | None = None
         self._ready: list[_Publication] = []
+        self._next = 0.0
         self._one, self._guard = threading.Lock(), threading.Lock()
 
     def publish(self, directory: str, fd: int, commit: Callable[[float], None]) -> None:
@@ -66,9 +70,12 @@ class Publisher:
             self._ready.append(mine)
         with self._one:
             if not mine.done:
+                # More of them come meanwhile, and a batch costs little more than one.
+                time.sleep(max(0.0, self._next - time.monotonic()))
                 with self._guard:
                     batch, self._ready = self._ready, []
                 self._publish(batch)
+                self._next = time.monotonic() + _BATCH_S
         if mine.error:
             raise mine.error
 

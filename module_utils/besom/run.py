@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from .locks import Lock
 from .mounts import Mount
 from .shutdown import Shutdown
-from .tree import Shared
+
+if TYPE_CHECKING:
+    from .tree import Shared
 
 # progress(phase, done, total): total is 0 while it is not known.
 Progress = Callable[[str, int, int], None]

@@ -9,15 +9,15 @@ import hashlib
 import os
 import random
 import re
-import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
+from .cutoff import Cutoff
 from .durable import Draft
 from .errors import BesomError, UsageError
 from .fetch import Opener, check_url, redact
@@ -132,56 +132,6 @@ def read_source(
     return Source(url, checksum, dict(headers or {}), login, login_first)
 
 
-class Cut(Exception):
-    """The transfer was cut."""
-
-
-class Cutoff:
-    """Cuts transfers: what waits for a server is woken, what reads ends at its next block."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._guard = threading.Lock()
-        self._responses: list[Any] = []
-
-    @property
-    def is_cut(self) -> bool:
-        return self._event.is_set()
-
-    def cut(self) -> None:
-        with self._guard:
-            self._event.set()
-            for response in self._responses:
-                with suppress(OSError, ValueError, AttributeError):
-                    self._hang_up(os.dup(response.fileno()))
-
-    @staticmethod
-    def _hang_up(fd: int) -> None:
-        # Through a descriptor of its own: the reader closes its own whenever it likes.
-        with socket.socket(fileno=fd) as connection:
-            connection.shutdown(socket.SHUT_RDWR)
-
-    def check(self) -> None:
-        if self._event.is_set():
-            raise Cut
-
-    def pause(self, seconds: float) -> None:
-        if self._event.wait(seconds):
-            raise Cut
-
-    @contextmanager
-    def reading(self, response: Any) -> Iterator[None]:
-        """What is inside reads from response."""
-        with self._guard:
-            self.check()
-            self._responses.append(response)
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._responses.remove(response)
-
-
 def leave(draft: Draft) -> None:
     """Leave what draft holds to the next run, where that could go on with it; else discard it."""
     origin = read_origin(draft.fd)
@@ -237,16 +187,19 @@ class Reply:
 
 
 def ask(
-    opener: Opener, source: Source, method: str = "GET", headers: Mapping[str, str] | None = None
+    opener: Opener,
+    source: Source,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    cutoff: Cutoff | None = None,
 ) -> Reply:
     """What the server of source answers, whatever its status, after at most 10 redirects.
 
     opener must follow none: what is meant for one server (headers, login) is told to no other, and from
     https nothing leads to http (CVE-2018-1000007 was curl's). Raises BesomError for what no other try
-    makes better, _Again for what it might.
+    makes better, _Again for what it might, Cut.
     """
     from http.client import HTTPException
-    from urllib.error import HTTPError
 
     url, login_asked = source.url, source.login_first
     for _hop in range(_MOST_REDIRECTS + 2):
@@ -258,12 +211,13 @@ def ask(
                 sent["Authorization"] = f"Basic {source.login}"
         sent.update(headers or {})
         try:
-            body = opener(url, method=method, headers=sent)
+            body = opener(url, method=method, headers=sent, cutoff=cutoff)
             status = getattr(body, "status", None) or body.getcode()
-        except HTTPError as error:
-            body, status = error, error.code
         except (OSError, HTTPException, ValueError) as error:
-            raise _refusal(source, error) from error
+            # urllib raises its answers as HTTPError.
+            body, status = error, getattr(error, "code", None)
+            if not isinstance(status, int):
+                raise _refusal(source, error) from error
         reply = Reply(status, body, url)
         location = body.headers.get("Location")
         asked = status == 401 and home and source.login and not login_asked
@@ -315,15 +269,15 @@ class Look:
     size: int = -1
 
 
-def look(opener: Opener, source: Source, known: Origin | None = None) -> Look:
+def look(opener: Opener, source: Source, known: Origin | None = None, cutoff: Cutoff | None = None) -> Look:
     """Ask, without fetching it, whether source is still as known, and how large it is.
 
-    A server that does not answer tells nothing: fetching it decides.
+    A server that does not answer tells nothing: fetching it decides. Raises Cut.
     """
     from http.client import HTTPException
 
     try:
-        with ask(opener, source, "HEAD", known.conditions if known else {}) as reply:
+        with ask(opener, source, "HEAD", known.conditions if known else {}, cutoff) as reply:
             if known and (reply.status == 304 or (reply.status == 200 and _same(known, reply))):
                 return Look(True)
             if reply.status == 200:
@@ -349,6 +303,15 @@ class Figures:
 
 
 Moved = Callable[[int, int], None]
+_rooms = threading.local()
+
+
+def _room() -> memoryview:
+    """What this thread reads into, which it keeps: fresh memory costs as much as a copy."""
+    if not hasattr(_rooms, "view"):
+        _rooms.view = memoryview(bytearray(BLOCK))
+    view: memoryview = _rooms.view
+    return view
 
 
 class Transfer:
@@ -478,7 +441,7 @@ class Transfer:
         headers = asked.conditions if asked else {}
         if self._done and not self._is_whole:
             headers = {"Range": f"bytes={self._done}-", "If-Range": validator}
-        with ask(self._opener, self._source, "GET", headers) as reply:
+        with ask(self._opener, self._source, "GET", headers, self._cutoff) as reply:
             if asked and (reply.status == 304 or (reply.status == 200 and _same(asked, reply))):
                 return asked is not known
             total = self._begin(draft, reply)
@@ -511,7 +474,7 @@ class Transfer:
         raise BesomError(f"{self._source.shown} cannot be fetched: the server answers {reply.status}.")
 
     def _read(self, draft: Draft, body: Any, total: int) -> None:
-        since, before = self._clock(), self._done
+        since, before, room = self._clock(), self._done, _room()
         while total < 0 or self._done < total:
             self._cutoff.check()
             if (past := self._clock() - since) >= _CRAWL_S:
@@ -519,14 +482,15 @@ class Transfer:
                     came = f"{self._done - before} bytes in {format_duration(round(past))}"
                     raise _Crawl(f"the server sent no more than {came}")
                 since, before = self._clock(), self._done
-            # read1 hands on what is there, so that what came before a loss is not lost.
-            block = body.read1(BLOCK if total < 0 else min(BLOCK, total - self._done))
-            if not block:
+            # It hands on what is there, so that what came before a loss is not lost.
+            count = body.readinto1(room if total < 0 else room[: total - self._done])
+            if not count:
                 break
+            block = room[:count]
             draft.write(block)
             self._digest.update(block)
-            self._done += len(block)
-            self.figures.bytes += len(block)
+            self._done += count
+            self.figures.bytes += count
             self._moved(self._done, total)
         if self._done < total:
             raise _Again(f"the connection ended after {self._done} of {total} bytes")

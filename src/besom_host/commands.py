@@ -19,7 +19,6 @@ from besom.policy import DEFAULT_OLDER_THAN, LAYOUTS, POLICY_KEYS, Store, Temps,
 from besom.preflight import Need, preflight
 from besom.prune import Request, orphans_of, prune
 from besom.report import Report
-from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.sweep import sweep
 from besom.units import (
@@ -35,34 +34,14 @@ from besom.units import (
 from .config import Config, load
 from .output import absolute, limits_text, noted_text, removal_text, say, table, when
 from .progress import Bar
-from .shared_lock import backend_of, redis_locks_of
+from .runs import bar_of, named, run_of
+from .shared_lock import backend_of
 from .waiting import Deadline, wait_for
 
 # What the command line can say of a store.
 STORE_FLAGS = ("layout", "group_key", *POLICY_KEYS)
 # Where the work is, and the work itself, which takes run=.
 Work = tuple[str, Callable[..., Report]]
-
-
-def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | None, dry_run: bool) -> Run:
-    """How this command is to run; --lock-timeout stands above the configuration."""
-    timeout = config.lock_timeout
-    if options.lock_timeout is not None:
-        timeout = parse_duration(options.lock_timeout, "--lock-timeout", zero=True)
-    run = Run(dry_run=dry_run, lock_timeout=timeout, lock_option="--lock-timeout", shutdown=shutdown)
-    run.shared_lock = redis_locks_of(config)
-    if options.verbose:
-        run.output = lambda hook, text: say(f"{hook}: {text}")
-    if bar is not None:
-        run.progress = bar
-        run.waiting = say
-        run.waited = lambda path, seconds: say(f"Got the lock of {printable(path)} after {seconds:.1f}s.")
-    return run
-
-
-def bar_of(options: Namespace) -> Bar | None:
-    """A bar on a terminal; nothing of it in a pipe or cron."""
-    return Bar(color=not options.no_color and "NO_COLOR" not in os.environ) if sys.stderr.isatty() else None
 
 
 def preflight_command(options: Namespace, shutdown: Shutdown) -> int:
@@ -125,7 +104,7 @@ def store_of(options: Namespace, config: Config, word: str, limits_required: boo
     """The store that a STORE or PATH of the command line names, under the flags. Raises UsageError."""
     flags = {key: value for key in STORE_FLAGS if (value := getattr(options, key, None)) is not None}
     if "/" not in word:
-        return read_store({**_named(config, word), **flags}, "", limits_required)
+        return read_store({**named(config, word), **flags}, "", limits_required)
     path = absolute(word)
     if "layout" not in flags:
         layouts = [f"--layout {layout}" for layout in LAYOUTS]
@@ -134,27 +113,11 @@ def store_of(options: Namespace, config: Config, word: str, limits_required: boo
     return read_store(values, f"{options.command}: ", limits_required)
 
 
-def _named(config: Config, name: str) -> Any:
-    try:
-        return config.raw_stores[name]
-    except KeyError:
-        known = ", ".join(map(printable, config.stores)) or "none"
-        raise UsageError(
-            f"No store is named {printable(name)} (configured: {known}); "
-            f"a directory needs a slash, as in ./{printable(name)}."
-        ) from None
-
-
-def path_of(config: Config, word: str) -> str:
-    """The directory that a STORE or PATH of the command line names. Raises UsageError."""
-    return absolute(word) if "/" in word else str(_named(config, word)["path"])
-
-
 def chosen(options: Namespace, config: Config) -> tuple[list[Store], list[Temps]]:
     """The stores that are named, or else all stores and temp areas."""
     if options.stores:
         for name in options.stores:
-            _named(config, name)
+            named(config, name)
         return [config.stores[name] for name in dict.fromkeys(options.stores)], []
     if not (config.stores or config.temps):
         where = printable(config.path) if config.path else "/etc/besom/besom.yml"
@@ -253,7 +216,12 @@ def carry_out(
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, dry_run)
     with bar or Bar():
-        return perform([(path, partial(do, run=run)) for path, do in work], run, skip_missing)
+        outcome = perform([(path, partial(do, run=run)) for path, do in work], run, skip_missing)
+    if not dry_run and (config.log_file or config.log_journal or config.seq_url):
+        from .cycle import tell_outcome
+
+        tell_outcome(config, outcome)
+    return outcome
 
 
 def finish(

@@ -14,9 +14,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable
-
-import yaml
+from typing import TYPE_CHECKING, Any, Callable
 
 from besom.errors import UsageError
 from besom.fetch import check_url, redact
@@ -24,6 +22,9 @@ from besom.policy import LIMITS, Store, Temps, read_store, read_temps
 from besom.redis_lock import check_redis_url
 from besom.run import Run
 from besom.units import parse_count, parse_duration, parse_size, printable
+
+if TYPE_CHECKING:
+    import yaml
 
 KEYS = ("stores", "temps", "mounts", "daemon", "drain", "log", "metrics", "lock_timeout", "redis_url")
 HOST_FILE = "/etc/besom/besom.yml"
@@ -316,6 +317,9 @@ class _Reader:
 
     def _parse(self) -> Any:
         """The values of the file; None when it is empty or cannot be read, which is noted."""
+        # 20 ms that only a file needs.
+        import yaml
+
         try:
             with open(self.config.path, encoding="utf-8") as stream:
                 loader = yaml.SafeLoader(stream)
@@ -347,10 +351,11 @@ class _Reader:
         if count[0] > _MOST_NODES:
             raise ValueError("too many nodes")
         self.lines.setdefault(place, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
+        kind = getattr(node, "id", "")
+        if kind == "sequence":
             for index, item in enumerate(node.value):
                 self._find_lines(item, (*place, index), count)
-        elif isinstance(node, yaml.MappingNode):
+        elif kind == "mapping":
             for key, value in node.value:
                 name = key.value if isinstance(key.value, Hashable) else None
                 inner = (*place, name)

@@ -22,9 +22,12 @@ from besom.units import format_duration, format_size, printable
 from . import log
 from .config import Config
 from .metrics import Metrics
+from .output import say
 
 # Told what is begun (operation, path) and, with an empty operation, that it is over.
 Watch = Callable[[str, str], None]
+# Events of a command that are on their way to Seq get this long, in seconds.
+LAST_WORDS_S = 2.0
 
 
 def _unwatched(operation: str, path: str) -> None:
@@ -101,6 +104,19 @@ def write_metrics(config: Config, metrics: Metrics) -> None:
     except Exception as error:  # noqa: BLE001 (work goes on without figures, whatever is in their way)
         why = (isinstance(error, OSError) and error.strerror) or str(error) or repr(error)
         log.tell("metrics_unwritten", path=printable(config.textfile), reason=f"{why.rstrip('.')}.")
+
+
+def tell_outcome(config: Config, outcome: Outcome) -> None:
+    """Tell what a command of a person has done, where the configuration wants that told."""
+    for refusal in log.configure(config, once=True):
+        say(refusal)
+    for report in outcome.reports:
+        _tell(report)
+    for error in outcome.errors:
+        log.tell(
+            "work_interrupted" if isinstance(error, Interrupted) else "command_failed", reason=str(error)
+        )
+    log.close(LAST_WORDS_S)
 
 
 class _Cycle:

@@ -14,14 +14,11 @@ from besom.units import format_duration
 
 from . import log
 from .config import Config, find, read
-from .cycle import write_metrics
+from .cycle import LAST_WORDS_S, write_metrics
 from .drain import Drain, Phase
 from .metrics import Metrics
 from .output import say, table
 from .service import is_service, systemctl
-
-# Events that are on their way to Seq get this long, in seconds.
-_LAST_WORDS_S = 2.0
 
 
 def drain_command(options: Namespace, shutdown: Shutdown) -> int:
@@ -81,7 +78,7 @@ def _tell(config: Config, phases: list[Phase], seconds: float) -> None:
     metrics = Metrics()
     metrics.of_drain(sum(phase.state == "failed" for phase in phases), seconds, time.time())
     write_metrics(config, metrics)
-    log.close(_LAST_WORDS_S)
+    log.close(LAST_WORDS_S)
 
 
 def _lines(phases: list[Phase]) -> list[str]:

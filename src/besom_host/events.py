@@ -206,6 +206,12 @@ EVENTS: dict[str, Event] = {
             more="operation path",
         ),
         Event(
+            "command_failed",
+            ERROR,
+            "{reason}",
+            "`besom prune`, `sweep`, `clean` or `purge`, given by a person, failed; the sentence says why.",
+        ),
+        Event(
             "work_crashed",
             ERROR,
             "{operation} of {path} ended in {error}; the others have their turn.",

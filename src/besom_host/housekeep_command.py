@@ -10,15 +10,13 @@ from besom.errors import LockHeld
 from besom.shutdown import Shutdown
 
 from . import log
-from .commands import bar_of, finish, run_of
+from .commands import finish
 from .config import find, read
-from .cycle import keep_house
+from .cycle import LAST_WORDS_S, keep_house
 from .output import say
 from .progress import Bar
+from .runs import bar_of, run_of
 from .state import AlreadyRuns, StateDir
-
-# Events that are on their way to Seq get this long, in seconds.
-_LAST_WORDS_S = 2.0
 
 
 def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
@@ -45,7 +43,7 @@ def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
                     found = keep_house(config, run, "once")
             except AlreadyRuns as error:
                 raise LockHeld(str(error)) from None
-    log.close(_LAST_WORDS_S)
+    log.close(LAST_WORDS_S)
     nouns = {store.path: store.noun for store in config.stores.values()}
     figures = {"cleanups_run": shutdown.cleanups_run, "cleanups_failed": shutdown.cleanups_failed}
     status = finish(options, found.outcome, nouns, figures)

@@ -19,10 +19,10 @@ from besom.shutdown import Shutdown
 from besom.transfer import Source, read_checksum, read_headers, read_source
 from besom.units import Share, format_size, parse_count, parse_duration, parse_factor, parse_size
 
-from .commands import bar_of, path_of, run_of
 from .config import load
 from .output import absolute, noted_text, say
 from .progress import Bar
+from .runs import bar_of, path_of, run_of
 from .shared_lock import backend_of
 
 

@@ -27,10 +27,11 @@ from besom.units import (
     printable,
 )
 
-from .commands import bar_of, run_of, store_of
+from .commands import store_of
 from .config import load
 from .output import counted, noted_text
 from .progress import Bar
+from .runs import bar_of, run_of
 
 # Columns of a table for the names of groups; a longer one moves what follows it.
 _WIDEST = 30

@@ -15,9 +15,10 @@ from besom.root import Root
 from besom.shutdown import Shutdown
 from besom.units import printable
 
-from .commands import confirmed, path_of
+from .commands import confirmed
 from .config import Config, load
 from .output import say
+from .runs import path_of
 from .shared_lock import backend_of, redis_locks_of
 
 

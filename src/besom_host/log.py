@@ -238,7 +238,8 @@ def _plain(value: Any, longest: int = _LONGEST_TEXT, lines: bool = False) -> Any
         return value if math.isfinite(value) else 0.0
     if isinstance(value, (bool, int)):
         return value
-    text = _secrets.hide(str(value))
+    # Cut before it is searched, which may take as long as a hostile text wants.
+    text = _secrets.hide(str(value)[: 2 * longest])
     parts = text.split("\n") if lines else [text]
     text = "\n".join(part if part.isprintable() else printable(part) for part in parts)
     return text if len(text) <= longest else text[:longest] + "..."

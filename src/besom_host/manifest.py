@@ -7,8 +7,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from besom.artifacts import Artifact, Common, read_artifacts
 from besom.errors import UsageError
 from besom.policy import read_mapping
@@ -75,6 +73,9 @@ def _parse(path: str) -> Any:
 
 
 def _load(text: str) -> Any:
+    # 20 ms that only YAML needs.
+    import yaml
+
     aliases = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
         aliases += isinstance(token, yaml.AliasToken)

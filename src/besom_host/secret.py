@@ -6,23 +6,30 @@ import re
 from collections.abc import Iterable, Mapping
 
 HIDDEN = "***"
-_NAMES = r"[\w-]*(?:passw(?:or)?d|passwd|secret|token|api[_-]?key|credential)[\w-]*"
-# A shorter value is found everywhere, and hides nothing but letters.
-_SHORTEST = 4
+_WORDS = r"(?:passw(?:or)?d|passwd|secret|token|(?:api|private)[_-]?key|credential)"
+# A shorter value is found everywhere, and hides nothing but words.
+_SHORTEST = 6
+# Bounded throughout: what is searched may be as hostile as the name of a file.
 _RULES = (
-    # Logins and queries of URLs; a password may hold any sign.
-    (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)\S*@"), r"\1"),
-    (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s?#]*)[?#][^\s'\",)]*"), r"\1"),
     # Headers, to the end of their line.
-    (
-        re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)([\"']?\s*[:=]\s*)[^\r\n]+"),
-        rf"\1\2{HIDDEN}",
-    ),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {HIDDEN}"),
+    (re.compile(r"(?i)\b(authorization|cookie)([\"']?\s{0,3}[:=])[^\r\n]+"), rf"\1\2 {HIDDEN}"),
+    (re.compile(r"(?i)\b(bearer)\s{1,3}\S+"), rf"\1 {HIDDEN}"),
     # What is called a secret.
-    (re.compile(rf"(?i)\b({_NAMES})([\"']?\s*[:=]\s*)(?:\"[^\"]*\"|'[^']*'|\S+)"), rf"\1\2{HIDDEN}"),
+    (
+        re.compile(
+            rf"(?i)({_WORDS}[\w-]{{0,60}}[\"']?\s{{0,3}}[:=]\s{{0,3}})"
+            r"(?:\"[^\"]{0,500}\"|'[^']{0,500}'|\S+)"
+        ),
+        rf"\1{HIDDEN}",
+    ),
 )
-_LIKELY = re.compile(rf"(?i)(?!.*_(?:file|path|dir)$)(?:{_NAMES}|.*_auth)")
+_LIKELY = re.compile(rf"(?i)(?!.*_(?:file|path|dir)$)(?:.*{_WORDS}.*|.*_auth)")
+
+
+def _without_login(match: re.Match[str]) -> str:
+    """A word with a URL in it, without the login and the query; a password may hold any sign."""
+    scheme, slashes, rest = match.group().partition("://")
+    return scheme + slashes + re.split("[?#]", rest.rpartition("@")[2])[0]
 
 
 class Secrets:
@@ -40,4 +47,4 @@ class Secrets:
             text = text.replace(value, HIDDEN)
         for rule, instead in _RULES:
             text = rule.sub(instead, text)
-        return text
+        return re.sub(r"\S+", _without_login, text) if "://" in text else text

@@ -10,7 +10,6 @@ from besom.redis_lock import RedisLock, redis_locks
 from besom.root import Root
 
 from .config import Config
-from .state import import_portalocker
 
 
 def backend_of(config: Config, path: str) -> str:
@@ -38,6 +37,8 @@ def redis_locks_of(config: Config) -> Callable[[str], RedisLock] | None:
 def _lock(url: str, path: str) -> RedisLock:
     # 100 ms that only such a store needs.
     try:
+        from .state import import_portalocker
+
         portalocker = import_portalocker()
         import redis
     except ImportError:

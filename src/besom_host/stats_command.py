@@ -18,10 +18,11 @@ from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.units import format_duration, format_size, printable
 
-from .commands import bar_of, run_of, store_of
+from .commands import store_of
 from .config import Config, load
 from .output import counted, say, table
 from .progress import Bar
+from .runs import bar_of, run_of
 
 _BAR = 40
 # Of text; --json has them all.

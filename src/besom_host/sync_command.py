@@ -16,11 +16,11 @@ from besom.shutdown import Shutdown
 from besom.sync import SyncReport, SyncRequest, sync
 from besom.units import Share, format_size, parse_count, parse_duration
 
-from .commands import path_of, run_of
 from .config import load
 from .manifest import read_manifest
 from .output import noted_text, say
 from .progress import Transfers
+from .runs import path_of, run_of
 from .shared_lock import backend_of
 
 

@@ -59,6 +59,7 @@ class File:
     head: int = 200
     location: str = ""
     authorization: str = ""
+    unanswered: bool = False  # a vice comes before the head of the answer
     vices: list[Status | Vice | None] = field(default_factory=list)
 
     @property
@@ -67,13 +68,13 @@ class File:
 
 
 class Mirror:
-    """asked: every request, in order. files: what there is, by path."""
+    """asked: every request, in order. files: what there is, by path. connections: how many there were."""
 
     def __init__(self, port: int, scheme: str) -> None:
         self.url = f"{scheme}://127.0.0.1:{port}"
         self.files: dict[str, File] = {}
         self.asked: list[Asked] = []
-        self.busy = self.most_busy = 0
+        self.busy = self.most_busy = self.connections = 0
         self.changed = threading.Condition()
 
     def add(self, path: str, content: bytes = b"", **more: Any) -> File:
@@ -103,6 +104,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
+
+    def setup(self) -> None:
+        super().setup()
+        with self.mirror.changed:
+            self.mirror.connections += 1
 
     def do_HEAD(self) -> None:
         self.answer()
@@ -155,6 +161,8 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Length"] = str(len(part) if file.length is None else file.length)
         else:
             headers["Connection"] = "close"
+        if vice and file.unanswered:
+            vice(self, b"")
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from besom_host import journal, log
 from besom_host.config import Config
 from besom_host.secret import Secrets
 
-from .told import check
+from .host import Host
+from .told import check, told
 
 wild = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Any text, and what has forged lines elsewhere.
@@ -96,9 +98,9 @@ def test_what_looks_like_a_secret_is_in_no_line(place: Path, template: str, secr
 def test_known_values_are_hidden_wherever_they_stand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGISTRY_TOKEN", "hunter2")
     monkeypatch.setenv("BESOM_SEQ_API_KEY_FILE", "/etc/besom/key")
-    log.configure(Config(log_format="clef", log_file=str(place), redis_url="redis://x:pa55@h/0"))
+    log.configure(Config(log_format="clef", log_file=str(place), redis_url="redis://x:pa55word@h/0"))
     try:
-        raise RuntimeError("hunter2 and pa55")
+        raise RuntimeError("hunter2 and pa55word")
     except RuntimeError as error:
         log.tell("run_crashed", error=repr(error))
     log.tell("work_warned", path="/x", reason="hunter2 in /etc/besom/key")
@@ -198,3 +200,22 @@ def test_the_journal_gets_fields(
     # When journald is gone, stderr takes it.
     log.tell("run_began", cause="due")
     assert "A run begins (due)." in capfd.readouterr().err
+
+
+def test_what_a_person_removes_is_told_as_well(host: Host) -> None:
+    place = host.path / "besom.clef"
+    host.configure(log={"format": "clef", "file": str(place)})
+    host.fill(5)
+    assert host.besom("prune", "gems", "--dry-run").status == 0
+    assert not place.exists()
+    done = host.besom("prune", "gems")
+    assert (done.status, done.stderr) == (0, "")
+    (line,) = told(place)
+    assert (line["event"], line["removed_entries"], line["entries_after"]) == ("prune_done", 2, 3)
+
+
+def test_hostile_text_is_searched_in_bounded_time() -> None:
+    began = time.monotonic()
+    for part in ("a-", "://", "token", "token: '", "x://@ ", "password ", "cookie:", "bearer "):
+        Secrets().hide(part * (8000 // len(part)))
+    assert time.monotonic() - began < 10

@@ -327,7 +327,7 @@ def test_what_a_request_names_goes_and_nothing_else(
     entries = fill()
     gone, report = purge(ids=frozenset({entries["a"], entries["c"], "nope", "../outside"}))
     assert gone == {"a", "c"}
-    assert [item["reason"] for item in report.failures.items] == ["is not there"] * 2
+    assert [item["reason"] for item in report.failures.items] == ["is no entry"] * 2
     assert [item["reason"] for item in report.victims.items] == ["purged"] * 2
     fill()
     assert purge(older_than=2 * DAY)[0] == {"c", "d"}

@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -440,15 +441,19 @@ def test_orphans_go_at_the_start_and_those_of_living_writers_stay(scene: Scene) 
 
 
 def interrupted(scene: Scene, signals: int, drain_timeout: float, until: threading.Event) -> SyncReport:
-    """A sync of three with two at a time, that hears signals while both wait for the mirror."""
+    """A sync of three with two at a time, that hears signals when something of both has come."""
     for number in range(3):
         scene.add(str(number), vices=[stalled(10, until)])
-    run = Run(shutdown=Shutdown())
-    scene.mirror.asked.clear()
+    run, coming, both = Run(shutdown=Shutdown()), set(), threading.Event()
+
+    def watch(dest: str, what: str, done: int, _total: int) -> None:
+        if what == "fetching" and done:
+            coming.add(dest)
+        if len(coming) == 2:
+            both.set()
 
     def hear() -> None:
-        with scene.mirror.changed:
-            scene.mirror.changed.wait_for(lambda: scene.mirror.counts["GET"] == 2, PATIENCE_S)
+        both.wait(PATIENCE_S)
         for _ in range(signals):
             run.shutdown.request(signal.SIGINT)
         if signals == 1 and drain_timeout:
@@ -456,7 +461,9 @@ def interrupted(scene: Scene, signals: int, drain_timeout: float, until: threadi
 
     thread = threading.Thread(target=hear)
     thread.start()
-    report = scene.sync(run, parallel=2, drain_timeout=drain_timeout)
+    artifacts = read_artifacts(scene.artifacts)
+    request = SyncRequest(str(scene.store), artifacts, OPENER, parallel=2, drain_timeout=drain_timeout)
+    report = sync(request, run, watch)
     until.set()
     thread.join()
     return report
@@ -479,6 +486,36 @@ def test_a_second_signal_or_the_end_of_the_drain_cuts_it(
     assert scene.files == []
 
 
+@pytest.mark.parametrize("vice", ["silent", "busy"])
+def test_the_first_signal_ends_what_only_waits(scene: Scene, vice: str) -> None:
+    """For an answer that does not come, and for the time to ask again."""
+    until, run = threading.Event(), Run(shutdown=Shutdown())
+
+    def silent(_handler: object, _part: bytes) -> None:
+        until.wait(PATIENCE_S)
+
+    scene.add("one", vices=[Status(503, {"Retry-After": "200"})] if vice == "busy" else [silent])
+    scene.mirror.asked.clear()
+    scene.mirror.files["/one"].unanswered = vice == "silent"
+
+    def hear() -> None:
+        scene.mirror.wait_for("/one")
+        run.shutdown.request(signal.SIGTERM)
+
+    thread = threading.Thread(target=hear)
+    thread.start()
+    opener = plain_opener(timeout=PATIENCE_S, redirects=False)
+    request = SyncRequest(str(scene.store), read_artifacts(scene.artifacts), opener, drain_timeout=PATIENCE_S)
+    began = time.monotonic()
+    report = sync(request, run)
+    took = time.monotonic() - began
+    until.set()
+    thread.join()
+    assert dests(report.not_done) == ["one"]
+    assert scene.files == []
+    assert took < PATIENCE_S / 2
+
+
 def test_what_hangs_before_an_answer_is_left_behind_without_its_temp(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,11 +524,11 @@ def test_what_hangs_before_an_answer_is_left_behind_without_its_temp(
     until, asked = threading.Event(), threading.Event()
     scene.add("one")
 
-    def opener(url: str, method: str, headers: dict[str, str]) -> Any:
+    def opener(url: str, method: str, **more: Any) -> Any:
         if method == "GET":
             asked.set()
             until.wait(PATIENCE_S)
-        return OPENER(url, method=method, headers=headers)
+        return OPENER(url, method=method, **more)
 
     run = Run()
 

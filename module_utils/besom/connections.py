@@ -1,0 +1,266 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Connections to web servers that are kept for the next request, for any number of threads."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any
+
+from .cutoff import Cutoff
+
+# A server, as one connection serves it: scheme, host, port (None: the usual one).
+_Server = tuple[str, str, "int | None"]
+# Bytes that are read at once as long as the head is not there.
+_HEAD = 8192
+# How soon one that is not connected yet heeds a signal.
+_STEP_MS = 50
+
+
+class _Wire(io.RawIOBase):
+    """What a response is read from. Its head has to come by deadline, in seconds of time.monotonic."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._deadline = deadline
+        self._sock = sock
+        # It keeps the socket open for as long as this is, as http.client expects.
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._deadline < float("inf"):
+            _limit(self._sock, self._deadline)
+        return self._raw.readinto(buffer)
+
+    def relax(self, timeout: float) -> None:
+        """The head is there; from now on each read may take timeout seconds."""
+        self._deadline = float("inf")
+        self._sock.settimeout(timeout)
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _limit(sock: socket.socket, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    sock.settimeout(left)
+
+
+class _Response(HTTPResponse):
+    """A response that gives its connection back when it is closed at its very end."""
+
+    _home: Connections | None = None
+
+    def __init__(self, sock: Any, *args: Any, deadline: float, **more: Any) -> None:
+        super().__init__(sock, *args, **more)
+        self.fp.close()
+        self._wire = _Wire(sock, deadline)
+        self.fp = io.BufferedReader(self._wire, _HEAD)
+        self._began = False
+
+    def answered(self, home: Connections, connection: _Line, timeout: float) -> None:
+        """Its head is there; connection is home's, and each read of the body may take timeout seconds."""
+        self._home, self._connection = home, connection
+        self._wire.relax(timeout)
+
+    def readinto1(self, buffer: Any) -> int:
+        """As read1 reads, straight into buffer once what came with the head is handed on."""
+        if self.isclosed() or self.chunked or not self.length or len(buffer) < _HEAD:
+            return super().readinto1(buffer)
+        room = memoryview(buffer)[: self.length]
+        if self._began:
+            count = self._wire.readinto(room) or 0
+        else:
+            self._began = True
+            first = self.fp.read1(min(len(room), _HEAD))
+            count = len(first)
+            room[:count] = first
+        self.length -= count
+        return count
+
+    def close(self) -> None:
+        # What is chunked has no end that is known before it is read.
+        whole = self.length == 0 and not self.chunked and not self.will_close
+        super().close()
+        home, self._home = self._home, None
+        if home:
+            home.take_back(self._connection, whole)
+
+
+class _Line(HTTPConnection):
+    """A connection whose waits can be cut; with an ssl.SSLContext it is encrypted."""
+
+    def __init__(self, server: _Server, context: Any) -> None:
+        self.default_port = 443 if context else 80
+        super().__init__(server[1], server[2] or self.default_port)
+        self.server = server
+        self.cutoff: Cutoff | None = None
+        self._context = context
+        self._waits = ExitStack()
+        self._deadline = float("inf")
+        self.response_class = self._respond  # type: ignore[assignment]
+
+    def connect(self) -> None:
+        self.sock = self._dial()
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._context:
+            self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
+
+    def _dial(self) -> socket.socket:
+        """A socket that is connected to one of the host's addresses."""
+        last: Exception = OSError("its name leads nowhere")
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _name, address in found:
+            with ExitStack() as failed:
+                sock = failed.enter_context(socket.socket(family, kind, protocol))
+                try:
+                    self._connect(sock, address)
+                except OSError as error:
+                    last = error
+                    continue
+                failed.pop_all()
+                self._wait(sock)
+                return sock
+        raise last
+
+    def _connect(self, sock: socket.socket, address: Any) -> None:
+        # In steps: what is not connected yet cannot be hung up.
+        deadline, steps = time.monotonic() + float(self.timeout or 0), select.poll()
+        sock.setblocking(False)
+        number = sock.connect_ex(address)
+        steps.register(sock, select.POLLOUT)
+        while number == errno.EINPROGRESS:
+            if self.cutoff:
+                self.cutoff.begin()
+            _limit(sock, deadline)
+            if steps.poll(_STEP_MS):
+                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            raise OSError(number, os.strerror(number))
+        sock.settimeout(self.timeout)
+
+    def _wait(self, sock: socket.socket) -> None:
+        """From now on it waits for the server."""
+        if self.cutoff:
+            self._waits.enter_context(self.cutoff.asking(sock.fileno()))
+
+    def _respond(self, sock: Any, *args: Any, **more: Any) -> _Response:
+        return _Response(sock, *args, deadline=self._deadline, **more)
+
+    def ask(self, method: str, target: str, headers: Mapping[str, str], timeout: float) -> _Response:
+        """The answer, whose head is there within timeout seconds from when it was asked for."""
+        with self._waits:
+            if self.sock is None:
+                self.timeout = timeout
+                self.connect()
+            else:
+                self._wait(self.sock)
+            self._deadline = time.monotonic() + timeout
+            _limit(self.sock, self._deadline)
+            self.request(method, target, headers=dict(headers))
+            return self.getresponse()  # type: ignore[return-value]
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing came since the last answer: neither its end, nor what nobody asked for."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
+
+
+class Connections:
+    """An opener that follows no redirect; a status is no error of it.
+
+    timeout in seconds: for a connection, for the whole head of an answer, and for each piece of its
+    body. context: an ssl.SSLContext; without one TLS is verified against what the host trusts.
+    """
+
+    def __init__(self, timeout: float, context: Any = None) -> None:
+        self._timeout, self._context = timeout, context
+        self._guard = threading.Lock()
+        self._idle: dict[_Server, list[_Line]] = {}
+
+    def __call__(
+        self, url: str, method: str = "GET", headers: Mapping[str, str] | None = None, cutoff: Any = None
+    ) -> _Response:
+        """What the server of url answers. cutoff: what may end the wait for it. Raises OSError, Cut,
+        HTTPException, ValueError."""
+        parts = urllib.parse.urlsplit(url)
+        server = (parts.scheme, parts.hostname or "", parts.port)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        while True:
+            if cutoff:
+                cutoff.begin()
+            kept = self._kept(server)
+            connection = kept or self._new(server)
+            connection.cutoff = cutoff
+            try:
+                response = connection.ask(method, target, headers or {}, self._timeout)
+            except BaseException as error:
+                connection.close()
+                if cutoff:
+                    cutoff.begin()
+                # A server may hang up on a kept connection at any time: what only asks is asked again
+                # (RFC 9112, 9.3.1).
+                if kept and isinstance(error, (OSError, HTTPException)) and not _timed_out(error):
+                    continue
+                raise
+            response.answered(self, connection, self._timeout)
+            return response
+
+    def _kept(self, server: _Server) -> _Line | None:
+        while True:
+            with self._guard:
+                idle = self._idle.get(server)
+                connection = idle.pop() if idle else None
+            if connection is None or connection.is_quiet:
+                return connection
+            connection.close()
+
+    def _new(self, server: _Server) -> _Line:
+        if server[0] != "https":
+            return _Line(server, None)
+        with self._guard:
+            if self._context is None:
+                import ssl
+
+                # Once: it reads every certificate that the host trusts.
+                self._context = ssl.create_default_context()
+        return _Line(server, self._context)
+
+    def take_back(self, connection: _Line, whole: bool) -> None:
+        """A response is closed; whole: its connection stands right before the next one."""
+        connection.cutoff = None
+        if whole and connection.sock:
+            with self._guard:
+                self._idle.setdefault(connection.server, []).append(connection)
+        else:
+            connection.close()
+
+    def __del__(self) -> None:
+        for idle in self._idle.values():
+            for connection in idle:
+                with suppress(OSError):
+                    connection.close()
+
+
+def _timed_out(error: Exception) -> bool:
+    # socket.timeout is a TimeoutError since Python 3.10.
+    return isinstance(error, (TimeoutError, socket.timeout))
