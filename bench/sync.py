@@ -225,8 +225,8 @@ def main() -> int:
         head = (
             f"# What it takes to fetch {options.files} files of {options.kib} KiB\n\n"
             f"Written by `bench/sync --record` on {when}; load before {load:.1f}, {os.cpu_count()} cores, "
-            "server on the same host. besom verifies each\nfile (sha256), brings it to the disk and "
-            "publishes it; curl and aria2c do not.\n"
+            "server on the same host. besom and the\nbare loop verify each file (sha256), bring it to "
+            "the disk and publish it; curl and aria2c do not.\n"
         )
         RESULTS.write_text(f"{head}\n{text}\n")
     return 0
