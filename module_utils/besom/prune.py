@@ -147,9 +147,18 @@ def _note_absent(planned: Plan) -> None:
             for step in way:
                 cursor.enter(step)
             name += JSON if request.store.layout == "sessions" else ""
-            os.close(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=cursor.fd))
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, dir_fd=cursor.fd))
+            # Without asking a file system that may hang whether it is a directory.
+            is_dir = True
+            try:
+                os.close(os.open(name, flags | os.O_DIRECTORY, dir_fd=cursor.fd))
+            except NotADirectoryError:
+                is_dir = False
+            if is_dir != (request.store.layout == "trees"):
+                raise FileNotFoundError(id_)
         except (FileNotFoundError, NotADirectoryError, ValueError):
-            report.failures.add(os.path.join(found.root.path, id_), "is not there")
+            report.failures.add(os.path.join(found.root.path, id_), "is no entry")
         except OSError:
             pass  # the walk has noted why it cannot be looked at
         cursor.rise(0)

@@ -288,7 +288,7 @@ def build_parser() -> Parser:
         "remove entries of a store by id, age or group",
         "Remove the entries that meet every condition given, whatever the limits of the store; asks first, "
         "unless --yes. What is in use, an anomaly or younger than the store's min_age stays, and is named. "
-        "An ID that is not there makes the exit status 1; the others go.",
+        "An ID that no entry has makes the exit status 1; the others go.",
     )
     _store(one)
     one.add_argument("ids", metavar="ID", nargs="*", help="as list shows it")

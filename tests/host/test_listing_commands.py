@@ -126,8 +126,8 @@ def test_listing_changes_nothing_and_needs_no_lock(host: Path) -> None:
 def test_purge_removes_what_is_named_and_says_what_is_not_there(host: Path) -> None:
     odd = fill(host / "gems/sub/x\n\\y", 1, days=5)
     id_ = json.loads(run(host, "list", "gems", "--json", "--smaller-than", "5K")[1])["entries"][0]["id"]
-    status, out, err = run(host, "purge", "gems", id_, "--yes", "sub/b.gem", "nowhere/x")
-    assert (status, err) == (1, f"besom: {host}/gems/nowhere/x is not there.\n")
+    status, out, err = run(host, "purge", "gems", id_, "--yes", "sub/b.gem", "sub")
+    assert (status, err) == (1, f"besom: {host}/gems/sub is no entry.\n")
     assert out == f"Removed:\n  {host}/gems/ (2 files, 24.0 KiB)\nTotal: 24.0 KiB\n"
     assert not odd.exists()
     assert files(host / "gems") == ["a.gem", "c.gem"]
