@@ -50,13 +50,7 @@ class Metadata:
 def parse(data: bytes, now: int, group_key: str = "group") -> Metadata:
     """What the bytes of a metadata file say at the time now (ns). Raises Unfit, and nothing else."""
     try:
-        values = json.loads(
-            data.decode("utf-8-sig"),
-            object_pairs_hook=_once,
-            parse_int=_number,
-            parse_float=_number,
-            parse_constant=_number,
-        )
+        values = _DECODER.decode(data.decode("utf-8-sig"))
     except Unfit:
         raise
     except (ValueError, RecursionError):
@@ -89,6 +83,11 @@ def _number(text: str) -> Any:
         return Decimal(text) if len(text) <= _LONGEST_NUMBER else Decimal("inf")
     except ArithmeticError:
         return Decimal("inf")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_once, parse_int=_number, parse_float=_number, parse_constant=_number
+)
 
 
 def _instant(value: Any) -> int | None:

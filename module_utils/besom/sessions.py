@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from itertools import groupby
 
 from . import metadata
@@ -88,8 +87,9 @@ def owner_of(name: str, ids: Collection[str]) -> str | None:
 
 def is_own(name: str) -> bool:
     """Whether a name is of besom's own making, or the file system's: never an entry, nor part of one."""
-    own = name.startswith(".besom-") or OWNED.fullmatch(name) or ORPHAN.fullmatch(name)
-    return bool(own or TREE.fullmatch(name)) or name == "lost+found"
+    if name[0] != ".":
+        return name == "lost+found"
+    return bool(name.startswith(".besom-") or ORPHAN.fullmatch(name) or TREE.fullmatch(name))
 
 
 @dataclass
@@ -107,6 +107,7 @@ class _Names:
 
 
 def _sort_out(cursor: Cursor, found: Inventory, gone: Collection[str]) -> _Names:
+    # One string for each name, a directory's with a slash: half of what a tuple takes.
     names, others = _Names(), []
     with os.scandir(cursor.fd) as entries:
         for entry in entries:
@@ -119,11 +120,13 @@ def _sort_out(cursor: Cursor, found: Inventory, gone: Collection[str]) -> _Names
                 if name != "lost+found" and not OWNED.fullmatch(name):
                     names.own.append((name, is_dir))
             else:
-                others.append((name, is_dir))
-    ids = {id_ for name, _ in others if (id_ := id_of(name)) is not None}
+                others.append(f"{name}/" if is_dir else name)
+    ids = {id_ for name in others if (id_ := id_of(name.rstrip("/"))) is not None}
     begun = _begun(cursor, found.trash, ids)
     fits = ids | begun.keys() if begun else ids
-    for name, is_dir in others:
+    while others:
+        name = others.pop()
+        is_dir, name = name[-1] == "/", name.rstrip("/")
         id_ = id_of(name)
         id_ = owner_of(name, fits) if id_ is None else id_
         if id_ is None:
@@ -184,14 +187,14 @@ def look(
 ) -> tuple[Measure, int, os.stat_result | None]:
     """Measure names (and whether each is a directory) in the directory that cursor stands in, as one.
 
-    Returns the measure, a print of their identities in 63 bits, and the stat of the first name. Files by
-    device, inode, mtime and size, directories by that of their measure. thorough as in tree.measure.
+    Returns the measure, a print of their identities (for this process only), and the stat of the first
+    name. A file's identity is its device, inode, mtime and size, a directory's that of its measure.
+    thorough as in tree.measure.
     """
     whole, first = Measure(), None
     own, depth = os.fstat(cursor.fd), cursor.depth
-    digest = blake2b(digest_size=8)
+    identities = []
     for name, is_dir in names:
-        path = cursor.path(name)
         try:
             if is_dir:
                 cursor.enter(name)
@@ -201,7 +204,7 @@ def look(
                 finally:
                     cursor.rise(depth)
                 whole.merge(one)
-                identity = (name, st.st_dev, st.st_ino, *one.identity)
+                identity = (name, st.st_dev, st.st_ino, one.newest, one.count)
             else:
                 if name in cursor.mounted and cursor.is_mount(name):
                     raise MountPoint(errno.EXDEV, "is a mount point", name)
@@ -212,28 +215,28 @@ def look(
                 if st.st_ino in table.inodes:
                     holder = table.holder(st.st_dev, st.st_ino)
                     if holder:
-                        whole.block(path, f"in use: locked by {holder}", anomaly=False)
+                        whole.block(cursor.path(name), f"in use: locked by {holder}", anomaly=False)
                 if stat.S_ISREG(st.st_mode):
                     forbids = file_forbids(name, cursor.fd) if thorough else ""
                     if forbids:
-                        whole.block(path, f"is {forbids}")
+                        whole.block(cursor.path(name), f"is {forbids}")
                 elif not stat.S_ISLNK(st.st_mode):
                     kind = "a directory" if stat.S_ISDIR(st.st_mode) else "a socket, FIFO or device"
-                    whole.block(path, f"is {kind}", anomaly=False)
+                    whole.block(cursor.path(name), f"is {kind}", anomaly=False)
         except MountPoint:
-            whole.block(path, "is a mount point", anomaly=False)
+            whole.block(cursor.path(name), "is a mount point", anomaly=False)
             continue
         except FileNotFoundError:
             continue
         except OSError as error:
-            whole.block(path, f"cannot be read: {error.strerror}")
+            whole.block(cursor.path(name), f"cannot be read: {error.strerror}")
             continue
         if sticky_forbids(own, st):
-            whole.block(path, "belongs to another user, in a sticky directory")
+            whole.block(cursor.path(name), "belongs to another user, in a sticky directory")
         whole.device = st.st_dev
         first = first or st
-        digest.update(repr(identity).encode())
-    return whole, int.from_bytes(digest.digest(), "big") >> 1, first
+        identities.append(identity)
+    return whole, hash(tuple(identities)), first
 
 
 def names_of(id_: str, parts: Iterable[str]) -> list[tuple[str, bool]]:
@@ -258,16 +261,14 @@ def _read_metadata(cursor: Cursor, name: str, st: os.stat_result | None) -> byte
             now = os.fstat(fd)
             if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):
                 raise metadata.Unfit("its metadata is being replaced")
-            data = bytearray()
-            while block := os.read(fd, metadata.MOST + 1 - len(data)):
-                data += block
+            data = os.read(fd, metadata.MOST + 1)
         finally:
             os.close(fd)
     except OSError as error:
         raise metadata.Unfit(f"its metadata cannot be read: {error.strerror}") from None
     if len(data) > metadata.MOST:
         raise metadata.Unfit("its metadata is larger than 1 MiB")
-    return bytes(data)
+    return data
 
 
 def sessions(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ DAY = 86400
 
 @dataclass(frozen=True)
 class Scene:
-    """files: {path: (KiB, age in days)}, a path ending in / is an empty directory.
+    """files: {path: (KiB, age in days)}, a path ending in / is an empty directory, one in .json metadata.
 
     gone: every path that the run removes, directories included. held: locked by another process
     meanwhile. kept: {path: pattern in the reason}. warning: part of the one warning.
@@ -44,7 +45,8 @@ def build(here: Path, files: dict[str, tuple[int, float]]) -> None:
             path.mkdir(parents=True)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(os.urandom(size * 1024))
+            content = json.dumps({"created_at": now - age * DAY}).encode()
+            path.write_bytes(content if name.endswith(".json") else os.urandom(size * 1024))
             os.utime(path, (now - age * DAY, now - age * DAY))
         for folder in (path, *path.parents) if name.endswith("/") else path.parents:
             if folder == here:
@@ -189,6 +191,27 @@ SCENES = [
         _prune("trees", state="emptied"),
         TREES,
         gone=TREE_A | TREE_B | TREE_C | TREE_D,
+    ),
+    Scene(
+        "sessions",
+        "cache_prune",
+        _prune("sessions", max_entries=2),
+        {
+            "cache/a.json": (1, 5),
+            "cache/a/1": (64, 0),
+            "cache/a.log": (8, 0),
+            "cache/b.json": (1, 4),
+            "cache/b": (64, 9),
+            "cache/c.json": (1, 3),
+            "cache/c": (64, 9),
+            "cache/d.json": (1, 2),
+            "cache/d": (64, 9),
+            "cache/lone": (4, 99),
+            "outside/a.json": (1, 9),
+        },
+        gone={"cache/a.json", "cache/a", "cache/a/1", "cache/a.log", "cache/c.json", "cache/c"},
+        held=("cache/b.json",),
+        kept={"cache/b.json": "in use: locked by pid"},
     ),
     Scene(
         "sweep-held",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import stat
 import subprocess
@@ -135,6 +136,24 @@ def outside(tmp_path: Path) -> Area:
 @pytest.fixture
 def make_area(tmp_path: Path) -> Callable[[str], Area]:
     return lambda name: Area(tmp_path / name)
+
+
+@pytest.fixture
+def session(now: int) -> Callable[..., None]:
+    """session(area, id, days=1, blobs={'.dat': 4096}, **values): one created days ago; `/` ends a tree."""
+
+    def make(area: Any, id_: str, days: float = 1, blobs: Any = None, **values: Any) -> None:
+        values = {"created_at": (now - int(days * DAY)) / 1e9, **values}
+        with open(area.at(f"{id_}.json"), "w") as stream:
+            json.dump(values, stream)
+        for name, size in ({".dat": 4096} if blobs is None else blobs).items():
+            if name.endswith("/"):
+                area.tree(id_ + name[:-1], days, {"one": size, "sub/two": size})
+            else:
+                area.file(id_ + name, days, size)
+        os.utime(area.at(f"{id_}.json"), ns=(now, now - int(days * DAY)))
+
+    return make
 
 
 @pytest.fixture

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
+from datetime import datetime, timezone
 from itertools import count
+from pathlib import PurePath
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given, settings
@@ -194,6 +199,179 @@ def test_a_prune_of_trees_does_what_its_dry_run_says_whole(
     assert (real.bytes_before, real.bytes_after) == (dry.bytes_before, dry.bytes_after)
     assert (real.failures.total, real.anomalies.total) == (0, 0)
 
+    again = prune(request, make_run())
+    assert (again.planned.entries, again.changed) == (0, False)
+
+
+# A name, what is written into it if it is metadata, its size, and how many days ago it was written and read.
+NAMES = st.sampled_from(
+    [
+        *("a.json", "a.b.json", "b.json", "b.json", "a.json.json", ".json", "c.json"),
+        *(
+            "a",
+            "a.x",
+            "a.b",
+            "a.b.x",
+            "a.b.json.x",
+            "b",
+            "b.d/1",
+            "b.d/2/3",
+            "c",
+            "c.x",
+            "d.x",
+            "lost+found/x",
+        ),
+    ]
+)
+CREATED = st.one_of(
+    st.integers(0, 6),
+    st.integers(0, 6).map(lambda days: f"{days}"),
+    st.sampled_from([None, -9, "", "never", "[1]", '{"created_at": 1} ']),
+)
+NOISE = st.lists(st.tuples(KINDS, NAMES, CREATED, SIZES, DAYS, DAYS, st.integers(0, 20)), max_size=6)
+
+
+@st.composite
+def sessions(draw: st.DrawFn) -> list[tuple[Any, ...]]:
+    """Sessions with a blob or two, most of them sound, and names at random beside them."""
+    rows = []
+    for id_ in draw(
+        st.lists(st.sampled_from(["a", "a.b", "b", "c", "a.json", "e"]), unique=True, max_size=5)
+    ):
+        rows.append(("file", f"{id_}.json", draw(DAYS | CREATED), 0, draw(DAYS), draw(DAYS), 0))
+        for end in draw(st.lists(st.sampled_from(["", ".x", ".d/1", ".d/2"]), unique=True, min_size=1)):
+            rows.append((draw(KINDS), id_ + end, None, draw(SIZES), draw(DAYS), draw(DAYS), draw(DAYS)))
+    return rows + draw(NOISE)
+
+
+def write_sessions(area: Any, entries: list[tuple[Any, ...]], now: int) -> dict[str, int]:
+    """Make the names; returns when each session with sound metadata was created."""
+    created: dict[str, int] = {}
+    paths: list[str] = []
+    for kind, name, when, size, days, used, which in entries:
+        if any(os.path.isfile(area.at(str(top))) for top in PurePath(name).parents):
+            continue
+        path, id_ = area.at(name), name[: -len(".json")]
+        if os.path.lexists(path):
+            continue
+        if name.endswith(".json"):
+            text = f'{{"created_at": {when}}}'
+            if isinstance(when, int):
+                created[id_] = now - when * DAY
+                text = json.dumps({"created_at": (now - when * DAY) // 10**9})
+            elif when and when.isdigit():
+                created[id_] = now - int(when) * DAY
+                text = json.dumps(
+                    {"created_at": f"{datetime.fromtimestamp(created[id_] // 10**9, timezone.utc)}"}
+                )
+            if not id_ or (isinstance(when, int) and when < 0):
+                created.pop(id_, None)
+            area.file(name, days)
+            with open(path, "w") as stream:
+                stream.write(text)
+            os.utime(path, ns=(now - used * DAY, now - days * DAY))
+        elif kind == "link" and paths:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.link(paths[which % len(paths)], path, follow_symlinks=False)
+        elif kind == "fifo":
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkfifo(path)
+            age_of(path, now, days)
+        else:
+            paths.append(area.file(name, days, size, used))
+    return created
+
+
+def age_of(path: str, now: int, days: int) -> None:
+    os.utime(path, ns=(now - days * DAY,) * 2)
+
+
+def expected_sessions(area: Any, created: dict[str, int], limits: dict[str, Any], now: int) -> list[str]:
+    """Which sessions have to go, by trying none, one, two... of the oldest; from what stat says."""
+    policy = Policy.from_mapping(limits, layout="sessions")
+    everything = [name for name in area.names() if not name.startswith("lost+found")]
+    tops = {name for name in everything if "/" not in name}
+    ids = {name[:-5] for name in tops if name.endswith(".json") and name != ".json"}
+    belong: dict[str, list[str]] = {id_: [] for id_ in ids}
+    for name in everything:
+        top = name.split("/")[0]
+        fits = [id_ for id_ in ids if top == id_ or top.startswith(id_ + ".")]
+        if top[:-5] in ids and top.endswith(".json"):
+            fits = [top[:-5]]
+        if fits:
+            belong[max(fits, key=len)].append(name)
+    rows = []
+    for id_ in ids & created.keys():
+        own = belong[id_]
+        stats = {name: os.lstat(area.at(name)) for name in own}
+        newest = max(one.st_mtime_ns for one in stats.values())
+        read = [
+            one.st_atime_ns
+            for name, one in stats.items()
+            if name != f"{id_}.json" and not stat.S_ISDIR(one.st_mode)
+        ]
+        key = {"created": created[id_], "oldest": newest, "lru": max([newest, *read])}[policy.order]
+        grace = now + DAY if policy.min_age is None else now - policy.min_age
+        fifo = any(stat.S_ISFIFO(one.st_mode) for name, one in stats.items() if "/" not in name)
+        if len({name.split("/")[0] for name in own}) > 1:
+            free = not fifo and key < grace and newest <= grace
+            rows.append((key, stats[f"{id_}.json"].st_ino, id_, free))
+    free = sorted(row[:3] for row in rows if row[3])
+
+    def usage(names: set[str]) -> int:
+        found = [os.lstat(area.at(name)) for name in names]
+        return sum({one.st_ino: one.st_blocks * 512 for one in found}.values())
+
+    over = policy.max_size is not None and usage(set(everything)) > policy.max_size
+    target = (policy.target_size or policy.max_size) if over else None
+    for number in range(len(free) + 1):
+        going = [id_ for _key, _inode, id_ in free[:number]]
+        stay = set(everything) - {name for id_ in going for name in belong[id_]}
+        if (
+            (target is None or usage(stay) <= target)
+            and (policy.max_entries is None or len(rows) - number <= policy.max_entries)
+            and (policy.max_age is None or not free[number:] or free[number][0] >= now - policy.max_age)
+        ):
+            break
+    return going
+
+
+@EXAMPLES
+@given(
+    entries=sessions(),
+    limits=policies(),
+    order=st.sampled_from(["created", "oldest", "lru"]),
+    most=st.integers(1, 3),
+)
+def test_a_prune_of_sessions_does_what_its_dry_run_says_and_takes_exactly_the_oldest(
+    fresh: Callable[..., Any],
+    make_run: Callable[..., Any],
+    snapshot: Callable[..., Any],
+    allocated: Callable[..., int],
+    now: int,
+    entries: list[tuple[Any, ...]],
+    limits: dict[str, Any],
+    order: str,
+    most: int,
+) -> None:
+    (area,) = fresh("store")
+    limits.update(order=order, max_entries=most)
+    created = write_sessions(area, entries, now)
+    settle(area, now)
+    request = Request(Store(str(area.path), "sessions", Policy.from_mapping(limits, layout="sessions")))
+    before, held = snapshot(area), allocated(area, directories=True)
+    going = expected_sessions(area, created, limits, now)
+
+    dry = prune(request, make_run(dry_run=True))
+    assert snapshot(area) == before
+    assert {os.path.basename(item["path"]) for item in dry.victims.items} == set(going)
+    assert prune(request, make_run(dry_run=True)).to_dict() == {**dry.to_dict(), "duration_s": ANY}
+    real = prune(request, make_run())
+    assert real.removed == real.planned == dry.planned
+    assert real.removed.bytes == held - allocated(area, directories=True)
+    assert (real.bytes_before, real.bytes_after) == (dry.bytes_before, dry.bytes_after)
+    assert (real.kept, real.anomalies, real.warnings) == (dry.kept, dry.anomalies, dry.warnings)
+    assert real.failures.total == 0
     again = prune(request, make_run())
     assert (again.planned.entries, again.changed) == (0, False)
 
