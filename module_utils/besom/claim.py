@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Callable
 
-from .durable import Draft, Retries, adopt, draft, failed, parts_of, remove_part
+from .durable import Draft, Retries, adopt, draft, failed, list_parts, parts_of, remove_part
 from .errors import BesomError, LockHeld
 from .locks import POLL_S, FlockUnsupported, holder_of, try_flock
 from .mounts import mnt_id
@@ -103,13 +104,15 @@ def claim(
     option: str,
     waiting: Callable[[str], None],
     pause: Callable[[float], None],
+    names: Callable[[int], list[str]] = list_parts,
 ) -> Iterator[tuple[Draft, bool]]:
     """The one draft for name in an open directory that is at work, and whether another was waited for.
 
     It may be an orphan that is to be gone on with. Each looks for the others only after it has a
     draft of its own, so of two at least one sees the other: then that with the larger name makes way,
-    and nobody begins while another is seen. pause waits, and may raise to end it. Raises LockHeld after
-    timeout seconds, naming the holder and option.
+    and nobody begins while another is seen. pause waits, and may raise to end it; names lists the temps
+    in the directory, not before it is called. Raises LockHeld after timeout seconds, naming the holder
+    and option.
     """
     began = time.monotonic()
     waited = False
@@ -118,7 +121,7 @@ def claim(
         while True:
             if mine is None:
                 mine = stack.enter_context(draft(directory_fd, path, name, retries))
-            others = [part for part in parts_of(directory_fd, name) if part != mine.name]
+            others = [part for part in parts_of(directory_fd, name, names(directory_fd)) if part != mine.name]
             orphans = (adopt(directory_fd, path, part, name, retries) for part in others)
             orphan = next(filter(None, orphans), None) if _is_blank(mine) else None
             if orphan is not None:
@@ -146,6 +149,41 @@ def claim(
                     took = format_duration(round(past, 1))
                     raise LockHeld(f"{text}; waited {took}. Let it finish, or raise {option}.")
                 pause(min(POLL_S, timeout - past))
+
+
+class Listings:
+    """The temps in directories, listed once for all the threads that ask while a listing is at work.
+
+    Who asks gets a listing that was begun after that: one that is at work already may have missed
+    what the asker has made.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._of: dict[tuple[int, int], _Listing] = {}
+
+    def __call__(self, directory_fd: int) -> list[str]:
+        st = os.fstat(directory_fd)
+        with self._guard:
+            mine = self._of.setdefault((st.st_dev, st.st_ino), _Listing())
+        return mine.newer(directory_fd)
+
+
+class _Listing:
+    def __init__(self) -> None:
+        self._one = threading.Lock()
+        self._begun = self._done = 0
+        self._names: list[str] = []
+
+    def newer(self, directory_fd: int) -> list[str]:
+        # Only who has _one counts on, so that this number is of a listing that was begun before now.
+        before = self._begun
+        with self._one:
+            if self._done <= before:
+                self._begun += 1
+                self._names = list_parts(directory_fd)
+                self._done = self._begun
+            return self._names
 
 
 def _is_blank(mine: Draft) -> bool:

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Callable, TypeVar
@@ -245,19 +245,28 @@ def remove_part(directory_fd: int, part: str) -> int | None:
         os.close(fd)
 
 
-def parts_of(directory_fd: int, name: str) -> list[str]:
-    """The temps for the target name in an open directory, whoever writes to them, sorted."""
+def parts_of(directory_fd: int, name: str, found: Iterable[str] | None = None) -> list[str]:
+    """The temps for the target name in an open directory, whoever writes to them, sorted.
+
+    found: the names to look among; without them the directory is listed.
+    """
     stem = _stem(directory_fd, name)
+    length = len(stem) + len("0123456789abcdef.part")
+    return sorted(
+        one
+        for one in (list_parts(directory_fd) if found is None else found)
+        if len(one) == length and one.startswith(stem) and ORPHAN.fullmatch(one)
+    )
+
+
+def list_parts(directory_fd: int) -> list[str]:
+    """The names in an open directory that may be those of temps."""
     # A description of its own: threads that read one directory at once would share its offset.
     fd = open_directory(".", directory_fd)
     try:
-        found = os.listdir(fd)
+        return [one for one in os.listdir(fd) if one.endswith(".part")]
     finally:
         os.close(fd)
-    length = len(stem) + len("0123456789abcdef.part")
-    return sorted(
-        one for one in found if len(one) == length and one.startswith(stem) and ORPHAN.fullmatch(one)
-    )
 
 
 def sync_directory(fd: int, path: str = "the directory") -> None:

@@ -181,7 +181,9 @@ class TreeDraft:
             else:
                 patient(lambda: self._rename(swap, self.name))
         except BaseException:
-            self._rename(swap, self.name)
+            # Whatever failed, the old tree must not be taken for a temp.
+            if is_inode(self._root.fd, swap, self.fd):
+                self._rename(swap, self.name)
             raise
         if not exchanged:
             self._swap(aside, swap, patient)

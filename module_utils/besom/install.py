@@ -336,12 +336,14 @@ class _Install:
 
     def _tidy(self, spare: Collection[str]) -> bool:
         """Remove what killed writers have left, but spare; the lock is taken only where there is such."""
-        if self._run.dry_run or not self._left(spare).planned.entries:
+        left = self._left(spare)
+        if not self._report.anomalies.total:
+            self._report.anomalies.extend(left.anomalies)
+        if self._run.dry_run or not left.planned.entries:
             return False
         with self._locked():
             done = remove_orphans(self._root, self._run, spare=spare)
         self._report.warnings += done.warnings
-        self._report.anomalies.extend(done.anomalies)
         self._report.anomalies.extend(done.failures)
         return True
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from .artifacts import Artifact
-from .claim import claim, directory_in, file_in, is_locked
+from .claim import Listings, claim, directory_in, file_in, is_locked
 from .crew import Crew
 from .cutoff import Cut, Cutoff
-from .durable import ORPHAN, Draft, Retries, parts_of
+from .durable import ORPHAN, Draft, Retries, list_parts, parts_of
 from .errors import BesomError, Interrupted, LockHeld, NoSpace
 from .fetch import Opener
 from .guard import guarded
@@ -153,6 +153,7 @@ class _Sync:
         self.publisher = Publisher(request.path, run, request.lock_backend)
         self._counting = threading.Lock()
         self._places = threading.Semaphore(request.parallel)
+        self.listings = Listings()
         self.drafts: dict[str, Draft] = {}
 
     # Planning: what is there, and what the servers say.
@@ -219,8 +220,8 @@ class _Sync:
         found, spare, there = [], set(), 0
         for directory, wanted in names.items():
             with suppress(OSError, BesomError), directory_in(self.root, directory) as fd:
-                parts = {name for name in os.listdir(fd) if ORPHAN.fullmatch(name)}
-                mine = {part for name in wanted for part in parts_of(fd, name)} if parts else set()
+                parts = set(filter(ORPHAN.fullmatch, list_parts(fd)))
+                mine = {part for name in wanted for part in parts_of(fd, name, parts)} if parts else set()
                 spare |= {os.path.join(directory, part) for part in mine}
                 orphans = [part for part in mine if not is_locked(fd, part)]
                 there += sum(os.lstat(part, dir_fd=fd).st_blocks * 512 for part in orphans)
@@ -258,11 +259,12 @@ class _Sync:
         artifact = job.artifact
         path = os.path.join(self.root.path, artifact.directory)
         with ExitStack() as held:
+            # More claim than may transfer: in a large directory one listing does for all of them.
+            fd = held.enter_context(directory_in(self.root, artifact.directory, make=True))
+            draft, waited = held.enter_context(self._claim(fd, path, artifact.name))
+            self.drafts[artifact.dest] = draft
+            held.callback(self.drafts.pop, artifact.dest)
             with self._place():
-                fd = held.enter_context(directory_in(self.root, artifact.directory, make=True))
-                draft, waited = held.enter_context(self._claim(fd, path, artifact.name))
-                self.drafts[artifact.dest] = draft
-                held.callback(self.drafts.pop, artifact.dest)
                 if waited or _ident_at(fd, artifact.name) != job.ident:
                     # Another has refreshed it since: what it came to decides.
                     job = inspect(artifact, self.root, self.request.full_check, self.cutoff)
@@ -305,6 +307,7 @@ class _Sync:
             run.lock_option,
             run.waiting,
             self.cutoff.pause,
+            self.listings,
         )
 
     def _transfer(self, job: _Job, fd: int, draft: Draft) -> _Job:

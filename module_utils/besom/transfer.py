@@ -204,7 +204,7 @@ def ask(
     url, login_asked = source.url, source.login_first
     for _hop in range(_MOST_REDIRECTS + 2):
         sent = {"Accept-Encoding": "identity"}
-        home = _server(url) == _server(source.url)
+        home = url == source.url or _server(url) == _server(source.url)
         if home:
             sent.update(source.headers)
             if source.login and login_asked:

@@ -372,6 +372,30 @@ def cut_off(root: Root, area: Any, make_run: Callable[..., Run], swap: str) -> R
     return report
 
 
+def test_an_old_tree_that_can_be_neither_named_nor_put_back_is_not_lost(
+    root: Root, area: Any, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(root, "old")
+    real, calls = durable_tree._exchange, iter((False, True))
+
+    def exchange(*arguments: Any) -> bool:
+        if next(calls):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable_tree, "_exchange", exchange)
+        refuse(patch, "rename", 1, errno.EIO)
+        with pytest.raises((BesomError, OSError), match="Input/output error"):
+            install(root, "new", ".besom-old-app-1")
+    if content(area) == "old":
+        pytest.skip("this file system exchanges no names")
+    assert tidy(root, make_run).removed.entries == 1
+    old, _new = tops(area)
+    assert is_old(old, "app")
+    assert (content(area, old), content(area)) == ("old", "new")
+
+
 def test_an_old_tree_that_made_room_in_vain_is_put_back(
     root: Root, area: Any, make_run: Callable[..., Run]
 ) -> None:

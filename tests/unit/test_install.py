@@ -375,6 +375,16 @@ def test_there_has_to_be_room_for_the_archive_and_its_content(mirror: Mirror, pl
     assert "The size of" in report.warnings[0]
 
 
+def test_what_nobody_can_tell_from_an_old_version_is_reported(mirror: Mirror, place: Place) -> None:
+    file = mirror.add("/app.tgz", ONE)
+    place.install(file)
+    (place.path / ".besom-swap-app-0-01234567").mkdir()
+    for dry_run in (True, False):
+        report = place.install(file, dry_run=dry_run)
+        assert not report.changed
+        assert [one["path"] for one in report.anomalies.items] == [f"{place.path}/.besom-swap-app-0-01234567"]
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     path = tmp_path / "archives"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import signal
 import stat
@@ -16,7 +17,8 @@ import pytest
 from tests.host.mirror import PATIENCE_S, Mirror, Status, serve, stalled
 
 from besom.artifacts import read_artifacts
-from besom.durable import Draft, draft
+from besom.claim import Listings
+from besom.durable import Draft, draft, list_parts
 from besom.errors import LockHeld, NoSpace, UsageError
 from besom.fetch import plain_opener
 from besom.housekeep import Outcome
@@ -606,3 +608,40 @@ def test_retries_are_told(scene: Scene) -> None:
     report = scene.sync().to_dict()
     assert report["retries"]["requests"] == 1
     assert report["fetched_bytes"] == len(CONTENT)
+
+
+def test_who_asks_during_a_listing_sees_what_was_there_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has made itself, that is; the one listing does for all who ask meanwhile."""
+    listing, until, count = threading.Event(), threading.Event(), itertools.count()
+
+    def slow(directory_fd: int) -> list[str]:
+        found = list_parts(directory_fd)
+        if not next(count):
+            listing.set()
+            until.wait(PATIENCE_S)
+        return found
+
+    monkeypatch.setattr("besom.claim.list_parts", slow)
+    listings, seen = Listings(), [False] * 9
+    fd = os.open(tmp_path, os.O_RDONLY)
+
+    def ask(number: int) -> None:
+        with draft(fd, str(tmp_path), str(number)) as one:
+            asking.release()
+            seen[number] = one.name in listings(fd)
+
+    asking = threading.Semaphore(0)
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(9)]
+    threads[0].start()
+    assert listing.wait(PATIENCE_S)
+    for thread in threads[1:]:
+        thread.start()
+    for _ in threads:
+        asking.acquire()
+    until.set()
+    for thread in threads:
+        thread.join()
+    os.close(fd)
+    assert seen == [True] * 9
