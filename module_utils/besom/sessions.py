@@ -145,11 +145,14 @@ def _sort_out(cursor: Cursor, found: Inventory, gone: Collection[str]) -> _Names
 def _begun(cursor: Cursor, trash: Iterable[str], ids: Collection[str]) -> dict[str, tuple[str, int]]:
     """The sessions whose removal was begun and not finished: the trash of each, and when it was (ns)."""
     found: dict[str, tuple[str, int]] = {}
+    trusted = (0, os.geteuid(), os.fstat(cursor.fd).st_uid)
     for name in trash:
         if not name.endswith(SESSIONS_TRASH):
             continue
         try:
             cursor.enter(name)
+            if os.fstat(cursor.fd).st_uid not in trusted:
+                continue  # in a directory for all anybody could name the blobs of others so
             with os.scandir(cursor.fd) as entries:
                 for entry in entries:
                     id_ = id_of(entry.name)
@@ -159,7 +162,8 @@ def _begun(cursor: Cursor, trash: Iterable[str], ids: Collection[str]) -> dict[s
                         found[id_] = (name, entry.stat(follow_symlinks=False).st_ctime_ns)
         except OSError:
             pass  # measure_trash says so
-        cursor.rise(0)
+        finally:
+            cursor.rise(0)
     return found
 
 

@@ -164,7 +164,8 @@ class _Cycle:
             if isinstance(error, (BesomError, OSError)):
                 raise
             # One store's misfortune is not the others'.
-            raise BesomError(f"{operation} of {printable(path)} ended in {error!r}; report it.") from error
+            why = printable(repr(error))
+            raise BesomError(f"{operation} of {printable(path)} ended in {why}; report it.") from error
         finally:
             self.watch("", path)
         limit = store.policy.max_size if store else None

@@ -51,7 +51,7 @@ def list_command(options: Namespace, shutdown: Shutdown) -> int:
             found = read_store(store, root, run, whole=True)
         now = run.now()
         listing = Listing(found, now, wanted)
-        entries = listing.sorted(options.sort, options.reverse, limit)
+        entries = _heedful(listing.sorted(options.sort, options.reverse, limit), shutdown)
         if options.anomalies:
             _print_anomalies(options, found, limit)
         elif options.json:
@@ -60,6 +60,13 @@ def list_command(options: Namespace, shutdown: Shutdown) -> int:
         else:
             _print_table(entries, now, store, found, listing.matched)
     return 0
+
+
+def _heedful(entries: Iterator[Entry], shutdown: Shutdown) -> Iterator[Entry]:
+    """The entries until a signal comes: a million lines are not to be sat through."""
+    for entry in entries:
+        shutdown.check("printing")
+        yield entry
 
 
 def _wanted(options: Namespace) -> Wanted:

@@ -259,7 +259,8 @@ def configure(config: Config, once: bool = False) -> list[str]:
             _places.append(File(config.log_file, form))
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            refusals.append(f"{printable(config.log_file)} cannot be written: {why}; events go to stderr.")
+            instead = "" if once else "; events go to stderr"
+            refusals.append(f"{printable(config.log_file)} cannot be written: {why}{instead}.")
     streamed = journal.is_stderr()
     native = config.log_journal
     if native is None:

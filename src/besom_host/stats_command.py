@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
+from besom.answer import NoAnswer
 from besom.errors import MissingPath, UsageError
 from besom.layouts import read_store
 from besom.listing import AGES, Statistics, statistics
@@ -35,6 +36,7 @@ def stats_command(options: Namespace, shutdown: Shutdown) -> int:
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, dry_run=True)
     found: list[tuple[Store, Statistics, dict[str, Any]]] = []
+    status = 0
     for store in stores:
         try:
             with bar or Bar():
@@ -43,6 +45,9 @@ def stats_command(options: Namespace, shutdown: Shutdown) -> int:
             if store.name not in config.stores:
                 raise
             say(f"warning: {printable(store.path)} does not exist yet; it was skipped.")
+        except NoAnswer as error:
+            say(str(error))
+            status = error.status
     if options.json:
         total = Tally()
         for _, figures, _ in found:
@@ -51,10 +56,10 @@ def stats_command(options: Namespace, shutdown: Shutdown) -> int:
         print(
             json.dumps({"operation": "stats", "changed": False, "total": total.to_dict(), "stores": listed})
         )
-        return 0
+        return status
     for store, figures, values in found:
         _print_text(store, figures, values)
-    return 0
+    return status
 
 
 def _stores(options: Namespace, config: Config) -> list[Store]:

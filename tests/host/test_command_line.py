@@ -363,6 +363,6 @@ def test_a_reader_that_goes_away_is_no_traceback(host: Path) -> None:
 
 def test_help_answers_for_every_command() -> None:
     text = besom("--help").stdout
-    for command in ("preflight", "sweep", "prune", "clean", "info"):
+    for command in ("preflight", "sweep", "prune", "clean", "info", "list", "stats", "purge"):
         assert command in text
         assert "Exit status" in besom(command, "--help").stdout

@@ -16,6 +16,7 @@ from .conftest import Held
 from .fuse import Fuse, mounted, stop
 from .host import PATIENCE_S, Done, Host
 from .own_run import own_run
+from .told import told
 
 pytestmark = pytest.mark.root
 
@@ -257,3 +258,21 @@ def test_nothing_is_mounted_any_more(host: Draining, fuse: Fuse) -> None:
     assert done.status == 0, done.stderr
     assert [Path(one["path"]).name for one in phases(done)["unmount"]["report"]["mounts"]] == ["sub", "top"]
     assert mounted(top) == []
+
+
+def test_a_drain_is_told_phase_by_phase_and_counted(host: Draining) -> None:
+    log, textfile = host.path / "besom.clef", host.path / "besom.prom"
+    host.configure(drain=FAST, log={"format": "clef", "file": str(log)}, metrics={"textfile": str(textfile)})
+    host.fill(5)
+    assert host.drain("--dry-run").status == 0
+    assert not textfile.exists()
+    assert host.drain().status == 0
+    lines = told(log)
+    assert [line["event"] for line in lines] == [
+        *("run_began", "prune_done", "run_ended"),
+        *["drain_phase"] * 4,
+    ]
+    assert [line["phase"] for line in lines[-4:]] == ["refuse", "daemon", "unmount", "prune"]
+    text = textfile.read_text()
+    for line in ("besom_drains_total 1", "besom_drain_failed_phases 0", 'besom_runs_total{outcome="done"} 1'):
+        assert f"{line}\n" in text

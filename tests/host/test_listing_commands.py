@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from .conftest import COMMAND
+from .host import Process
 from .test_command_line import Terminal, age, besom, files, fill
 
 
@@ -69,6 +71,21 @@ def test_list_as_json_is_one_object_of_all_entries(host: Path) -> None:
     assert (found["operation"], found["changed"], found["layout"]) == ("list", False, "trees")
     empty = json.loads(run(host, "list", "envs", "--json", "--older-than", "9d")[1])
     assert (empty["entries"], empty["matched"]["entries"]) == ([], 0)
+
+
+def test_a_signal_ends_a_long_list(tmp_path: Path) -> None:
+    """Its output, more than a pipe holds, is not read before the signal."""
+    many = 5000
+    for number in range(many):
+        (tmp_path / f"{number:040}").touch()
+    words = [COMMAND, "list", f"{tmp_path}/", "--layout", "files"]
+    with Process(words, stdout=-1, stderr=-1, text=True) as lister:
+        assert lister.stdout
+        lister.stdout.readline()
+        lister.send_signal(signal.SIGINT)
+        out, err = lister.communicate(timeout=60)
+    assert (lister.returncode, "Interrupted" in err, "Traceback" in err) == (130, True, False)
+    assert out.count("\n") < many
 
 
 def test_stats_sums_up_stores_and_draws_bars_on_a_terminal_only(host: Path) -> None:

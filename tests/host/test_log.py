@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from besom_host import journal, log
 from besom_host.config import Config
 from besom_host.secret import Secrets
 
-from .host import Host
+from .host import PATIENCE_S, Host, Process
+from .own_run import own_run
 from .told import check, told
 
 wild = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -219,3 +221,37 @@ def test_hostile_text_is_searched_in_bounded_time() -> None:
     for part in ("a-", "://", "token", "token: '", "x://@ ", "password ", "cookie:", "bearer "):
         Secrets().hide(part * (8000 // len(part)))
     assert time.monotonic() - began < 10
+
+
+JOURNALD = Path("/lib/systemd/systemd-journald")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not JOURNALD.exists(), reason="systemd-journald is missing")
+def test_a_real_journal_finds_events_by_their_fields(host: Host) -> None:
+    run = host.path / "run"
+    (run / "log/journal").mkdir(parents=True)
+    host.configure(log={"journal": True})
+    host.fill(5)
+    with own_run(run), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind("")
+        ready.settimeout(PATIENCE_S)
+        address = "@" + ready.getsockname()[1:].decode()
+        with Process([JOURNALD], env={"NOTIFY_SOCKET": address}, stderr=subprocess.DEVNULL) as journald:
+            while b"READY=1" not in ready.recv(4096):
+                pass
+            assert host.besom("housekeep").status == 0
+            subprocess.run(["journalctl", "--sync"], check=True, timeout=PATIENCE_S)
+            journald.terminate()
+        (place,) = (run / "log/journal").iterdir()
+        found = subprocess.run(
+            ["journalctl", "-D", place, "-o", "json", "BESOM_EVENT=prune_done"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE_S,
+        )
+    (line,) = found.stdout.splitlines()
+    values = json.loads(line)
+    assert (values["BESOM_PATH"], values["BESOM_REMOVED_ENTRIES"]) == (str(host.store), "2")
+    assert (values["PRIORITY"], values["SYSLOG_IDENTIFIER"]) == ("6", "besom")

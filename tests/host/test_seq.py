@@ -204,9 +204,7 @@ def test_a_daemon_sends_its_events_and_hears_every_signal_at_once(host: Host, se
     for runs in range(2, 7):
         os.kill(pid, signal.SIGUSR1)
         host.until(lambda now, runs=runs: now["runs"] >= runs)
-    began = time.monotonic()
     assert host.daemon("stop").status == 0
-    assert time.monotonic() - began < 30
     found: list[str] = []
     while "daemon_stopped" not in "".join(found):
         found += [check(line)["event"] for line in server.lines(1)]
@@ -224,7 +222,7 @@ def test_a_server_that_never_answers_holds_nothing_up(host: Host) -> None:
             host.command("housekeep"), env=host.environment(), capture_output=True, text=True, check=False
         )
         # Its last words have two seconds; the silence has no end.
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < PATIENCE_S
     assert (done.returncode, done.stderr) == (0, "")
     assert len(host.names()) == 3
     assert len(os.listdir(host.state_dir / "seq")) == 1

@@ -181,6 +181,15 @@ def test_trash_that_another_besom_is_at_work_on_is_left_alone(
     assert (area.names(), report.anomalies.total, report.changed) == (before, 1, False)
 
 
+@pytest.mark.root
+def test_trash_of_a_stranger_begins_nothing(area: Any, two: list[str], pruned: Any, reasons: Any) -> None:
+    begin(area, "a.json")
+    os.chown(area.at(TRASH), 65534, 65534)
+    report = pruned(area, "sessions", max_age="5d")
+    assert set(reasons(report.anomalies)) == {"a", "a.d", "a.dat"}
+    assert area.names() == [name for name in two if name != "a.json"]
+
+
 def test_a_directory_that_only_looks_like_the_trash_of_trees_begins_nothing(
     area: Any, two: list[str], pruned: Any
 ) -> None:
