@@ -22,7 +22,9 @@ from .run import Forecast, Run
 from .selection import CHUNK, Chunk
 from .tree import (
     EARLIEST,
+    FOR_SESSIONS,
     LATEST,
+    SESSIONS_TRASH,
     TRASH,
     Blocked,
     Cursor,
@@ -58,6 +60,21 @@ class _Link:
 
 
 @dataclass
+class Pending:
+    """A removal of sessions that a crash cut off, by its trash.
+
+    ids: whose metadata is in the trash, since moment (ctime, ns); names: what of them is still beside it, and
+    whether each is a directory; print: of these; back: something is newer, so it is put back.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    moment: int = LATEST
+    names: list[tuple[str, bool]] = field(default_factory=list)
+    print: int = 0
+    back: bool = False
+
+
+@dataclass
 class Inventory:
     """A store as it was found.
 
@@ -65,8 +82,8 @@ class Inventory:
     the directory of each (0 is the root). usage: bytes, each inode once; entries: all of them;
     young: entries inside the grace period; oldest, newest: key (ns) of any entry; trash: left by a
     crash, bytes by name in the root. Of sessions: groups, that chunks name by number; anomalous, bytes
-    of what is no entry; pending, what goes with a trash: names (and whether each is a
-    directory) and the print of them.
+    of what is no entry; pending, by trash; listed, the mtime (ns) that the root had when it
+    was listed.
     """
 
     root: Root
@@ -87,7 +104,8 @@ class Inventory:
     gone: dict[tuple[int, int], int] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     anomalous: int = 0
-    pending: dict[str, tuple[list[tuple[str, bool]], int]] = field(default_factory=dict)
+    pending: dict[str, Pending] = field(default_factory=dict)
+    listed: int = 0
     # Of layouts trees and sessions: the inodes with several links in each entry that has such.
     shared: dict[str, Shared] = field(default_factory=dict)
 
@@ -132,6 +150,9 @@ class Inventory:
         """Whether a directory in the root may be an entry: trash is noted instead, lost+found left alone."""
         if TRASH.fullmatch(name):
             self.trash[name] = 0
+            return False
+        if SESSIONS_TRASH.fullmatch(name):
+            self.kept.add(self.path(0, name), FOR_SESSIONS)
             return False
         return name != "lost+found"
 

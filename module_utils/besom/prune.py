@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -23,7 +24,7 @@ from .root import Root
 from .run import Forecast, Run
 from .selection import Goals, choose, tally
 from .session_removal import SessionRemover, finish_sessions
-from .sessions import JSON
+from .sessions import JSON, PUT_BACK
 from .tree import Cursor, Removal, file_forbids, finish_trash, remove_tree
 from .units import format_size, printable
 
@@ -78,6 +79,8 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     store, policy = request.store, request.store.policy
     if request.group is not None and store.layout != "sessions":
         raise UsageError("A group needs the layout sessions, whose metadata names it.")
+    if request.group == "":
+        raise UsageError("The group is empty; name one.")
     now = run.now()
     aged = now - policy.max_age if policy.max_age is not None else OLDEST
     grace = now - policy.min_age if policy.min_age is not None else YOUNGEST
@@ -138,15 +141,16 @@ def _mark_named(request: Request, found: Inventory, now: int) -> Goals:
 def _note_absent(planned: Plan) -> None:
     """Count it a failure that an id names nothing; say when the grace period keeps one."""
     request, found, report = planned.request, planned.inventory, planned.report
+    store = request.store
     cursor = Cursor(found.root)
     for id_ in sorted(request.ids or ()):
         *way, name = id_.split("/")
         try:
-            if {"", ".", ".."} & {*way, name}:
+            if {"", ".", ".."} & {*way, name} or (way and store.layout != "files"):
                 raise FileNotFoundError(id_)
             for step in way:
                 cursor.enter(step)
-            name += JSON if request.store.layout == "sessions" else ""
+            name += JSON if store.layout == "sessions" else ""
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(name, flags, dir_fd=cursor.fd))
             # Without asking a file system that may hang whether it is a directory.
@@ -155,12 +159,14 @@ def _note_absent(planned: Plan) -> None:
                 os.close(os.open(name, flags | os.O_DIRECTORY, dir_fd=cursor.fd))
             except NotADirectoryError:
                 is_dir = False
-            if is_dir != (request.store.layout == "trees"):
+            if is_dir != (store.layout == "trees"):
                 raise FileNotFoundError(id_)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             report.failures.add(os.path.join(found.root.path, id_), "is no entry")
-        except OSError:
-            pass  # the walk has noted why it cannot be looked at
+        except OSError as error:
+            # Of all others the walk has noted why they cannot be looked at.
+            if error.errno == errno.ENAMETOOLONG:
+                report.failures.add(os.path.join(found.root.path, id_), "is no entry")
         cursor.rise(0)
     if request.named and found.young:
         report.warnings.append(f"{printable(report.store)} keeps {found.young} younger than min_age.")
@@ -267,11 +273,15 @@ class _Execution:
 
     def _finish_trash(self) -> None:
         cursor = Cursor(self.found.root)
-        for name in self.found.trash:
-            if name in self.found.pending:
-                removal = finish_sessions(cursor, name, *self.found.pending[name])
+        pending = self.found.pending
+        back = {name for name in pending if pending[name].back}
+        for name in [*self.found.trash, *back]:
+            if name in pending:
+                removal = finish_sessions(self.found.root, cursor, name, pending[name])
             else:
                 removal = finish_trash(cursor, name)
+            if name in back and removal.blocked and removal.blocked.reason == PUT_BACK:
+                continue  # as the plan has noted
             if self._account(cursor.path(name), removal):
                 self.usage += removal.freed
 
@@ -288,7 +298,7 @@ class _Execution:
 
     def _remove_sessions(self) -> None:
         cursor = Cursor(self.found.root)
-        remover = SessionRemover(cursor)
+        remover = SessionRemover(cursor, self.found.listed)
         lru = self.plan.request.store.policy.order == "lru"
         try:
             for chunk in self.found.chunks:

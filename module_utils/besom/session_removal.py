@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 
+from .inventory import Pending
 from .locks import LockTable
-from .sessions import SESSIONS_TRASH, look, names_of
-from .tree import CHANGED, Blocked, Cursor, Removal, empty, finish_trash, hold, refusal
+from .root import Root
+from .sessions import JSON, PUT_BACK, is_ours, look, names_of, parts_now
+from .tree import CHANGED, Blocked, Cursor, Removal, empty, hold, refusal
 from .units import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# So many directories of a session are held by flock; of the others /proc/locks tells who holds them.
+_HELD = 64
 Names = Sequence[tuple[str, bool]]
 
 
 class SessionRemover:
     """Removes sessions from the store that cursor stands in, through one trash. Close it at the end."""
 
-    def __init__(self, cursor: Cursor) -> None:
+    def __init__(self, cursor: Cursor, listed: int) -> None:
+        """listed: the mtime (ns) of the store's directory when the sessions were listed."""
         self._cursor = cursor
+        self._listed = listed
+        self._parts: dict[str, list[str]] | None = None
         self._trash = ""
         self._lock = -1
 
@@ -40,27 +47,36 @@ class SessionRemover:
         path = cursor.path(id_)
         try:
             with ExitStack() as stack:
-                for name, is_dir in names:
-                    if is_dir:
-                        self._hold(stack, name)
+                for name in [name for name, is_dir in names if is_dir][:_HELD]:
+                    self._hold(stack, name)
                 found, seen, _st = look(cursor, names, LockTable(), thorough=True)
-                if seen != planned or (used is not None and found.used > used):
+                if seen != planned or (used is not None and found.used > used) or self._differs(id_, parts):
                     return Removal(blocked=Blocked(path, CHANGED))
                 if found.blocked:
                     return Removal(blocked=found.blocked)
-                left = self._move(names)
-                if not left:
-                    cursor.enter(self._trash)
-                    found, seen, _st = look(cursor, names, LockTable())
-                    cursor.rise(0)
-                    if seen != planned or found.blocked:
-                        self._put_back(names)
-                        return Removal(blocked=found.blocked or Blocked(path, CHANGED))
+                moved = self._move(names)
                 # What a full disk had no room for in the trash goes where it is, while that can be finished.
-                removal = _remove_names(cursor, left, path, found.freed)
-                if removal.blocked or len(left) == len(names):
-                    return removal
-                return self._empty(names[: len(names) - len(left)], path, found.freed)
+                left = names[len(moved) :]
+                if left:
+                    removal = _remove_names(cursor, left, path, found.freed)
+                    if removal.blocked or not moved:
+                        self.close()
+                        return removal
+                    try:
+                        self._enter()
+                    except OSError:
+                        self.close()
+                        raise
+                else:
+                    blocked = self._verify(moved, planned, path)
+                    if blocked:
+                        return Removal(blocked=blocked)
+                removal = _remove_names(cursor, moved, path, found.freed)
+                cursor.rise(0)
+                if removal.blocked:
+                    # What is left is for the next run to finish, and not for the sessions that follow.
+                    self.close()
+                return removal
         except OSError as error:
             return refusal(path, error)
         finally:
@@ -76,6 +92,13 @@ class SessionRemover:
             os.close(self._lock)
             self._lock = -1
 
+    def _differs(self, id_: str, parts: Sequence[str]) -> bool:
+        """Whether the session has other names by now than were listed."""
+        now = os.fstat(self._cursor.fd).st_mtime_ns
+        if now != self._listed:
+            self._parts, self._listed = parts_now(self._cursor), now
+        return self._parts is not None and sorted(self._parts.get(id_, ())) != sorted(parts)
+
     def _hold(self, stack: ExitStack, name: str) -> None:
         """Hold flock on directory name as long as the stack lasts. Raises OSError when another does."""
         self._cursor.enter(name)
@@ -83,8 +106,10 @@ class SessionRemover:
         self._cursor.rise(0)
 
     def _move(self, names: Names) -> Names:
-        """Move names into the trash; returns those that a full disk has no room for there. Raises OSError."""
-        cursor = self._cursor
+        """Move names into the trash; returns those that the disk had room for there. Raises OSError."""
+        cursor, self._listed = self._cursor, -1
+        if self._lock >= 0 and not os.fstat(self._lock).st_nlink:
+            self.close()  # somebody cleans up empty directories
         for count, (name, _is_dir) in enumerate(names):
             try:
                 if not self._trash:
@@ -92,38 +117,82 @@ class SessionRemover:
                 os.rename(name, name, src_dir_fd=cursor.fd, dst_dir_fd=self._lock)
             except OSError as error:
                 if error.errno in _FULL:
-                    return names[count:]
+                    return names[:count]
                 self._put_back(names[:count])
                 raise
-        return ()
+        self._listed = os.fstat(cursor.fd).st_mtime_ns
+        return names
+
+    def _verify(self, names: Names, planned: int, path: str) -> Blocked | None:
+        """Enter the trash that names are in, and stay there; or put them back and say why. Raises OSError."""
+        cursor = self._cursor
+        try:
+            self._enter()
+            found, seen, _st = look(cursor, names, LockTable())
+            if seen == planned and not found.blocked:
+                return None
+            cursor.rise(0)
+            self._put_back(names)
+            return found.blocked or Blocked(path, CHANGED)
+        except OSError:
+            cursor.rise(0)
+            self._put_back(names)
+            self.close()
+            raise
+
+    def _enter(self) -> None:
+        """Step into the trash. Raises OSError when another directory has its name by now."""
+        self._cursor.enter(self._trash)
+        st = os.fstat(self._lock)
+        if self._cursor.ident != (st.st_dev, st.st_ino):
+            raise OSError(errno.ESTALE, "its trash was replaced")
 
     def _make_trash(self) -> None:
-        name = f".besom-trash-{os.urandom(8).hex()}{SESSIONS_TRASH}"
-        os.mkdir(name, 0o700, dir_fd=self._cursor.fd)
-        self._trash = name
-        self._cursor.enter(name)
+        cursor, name = self._cursor, f".besom-trash-{os.urandom(8).hex()}-sessions"
+        os.mkdir(name, 0o700, dir_fd=cursor.fd)
         try:
-            # Where flock does not work, nobody else can take it for trash left by a crash either.
-            self._lock = hold(self._cursor)
+            cursor.enter(name)
+            try:
+                # Where flock does not work, nobody else can take it for trash left by a crash either.
+                self._lock = hold(cursor)
+            except OSError:
+                self._lock = os.dup(cursor.fd)
+            self._trash = name
         except OSError:
-            self._lock = os.dup(self._cursor.fd)
-        self._cursor.rise(0)
+            cursor.rise(0)
+            with suppress(OSError):
+                os.rmdir(name, dir_fd=cursor.fd)
+            raise
+        finally:
+            cursor.rise(0)
 
     def _put_back(self, names: Names) -> None:
-        """Move names back out of the trash, the metadata last, and over nothing that has come meanwhile."""
-        for name, is_dir in reversed(names):
-            with suppress(FileNotFoundError):
-                put_back(self._lock, self._cursor.fd, name, is_dir)
+        """Move names back out of the trash. Raises OSError for what cannot be."""
+        trash = self._trash
+        try:
+            restore(self._lock, self._cursor.fd, names)
+        except OSError as error:
+            self.close()  # the next session is not to lie beside what stays
+            raise OSError(error.errno, f"{error.strerror}; some of it is still in {trash}") from error
 
-    def _empty(self, names: Names, path: str, freed: int) -> Removal:
-        """Remove names from the trash."""
-        self._cursor.enter(self._trash)
-        removal = _remove_names(self._cursor, names, path, freed)
-        self._cursor.rise(0)
-        if removal.blocked:
-            # What is left is for the next run to finish, and not for the sessions that follow.
-            self.close()
-        return removal
+
+def restore(source: int, target: int, names: Iterable[tuple[str, bool]]) -> None:
+    """Move names from directory source to target, the metadata last and only if nothing else is left.
+
+    Nothing there is replaced. Raises the first OSError at the end.
+    """
+    failed: OSError | None = None
+    for name, is_dir in sorted(names, key=lambda one: one[0].endswith(JSON)):
+        if failed and name.endswith(JSON):
+            break
+        try:
+            put_back(source, target, name, is_dir)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            failed = failed or error
+    if failed:
+        raise failed
 
 
 def put_back(source: int, target: int, name: str, is_dir: bool) -> None:
@@ -138,6 +207,8 @@ def put_back(source: int, target: int, name: str, is_dir: bool) -> None:
             os.link(name, back, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                if not is_dir and _is_same(name, source, target):
+                    break  # a kill came between link and unlink
                 continue
             if is_dir:
                 raise
@@ -147,8 +218,15 @@ def put_back(source: int, target: int, name: str, is_dir: bool) -> None:
                 back = beside
             os.rename(name, back, src_dir_fd=source, dst_dir_fd=target)
             return
-        os.unlink(name, dir_fd=source)
+        break
+    else:
         return
+    os.unlink(name, dir_fd=source)
+
+
+def _is_same(name: str, one: int, other: int) -> bool:
+    """Whether a name is of the same inode in two directories."""
+    return os.path.samestat(*(os.stat(name, dir_fd=fd, follow_symlinks=False) for fd in (one, other)))
 
 
 def _remove_names(cursor: Cursor, names: Names, path: str, freed: int) -> Removal:
@@ -169,26 +247,65 @@ def _remove_names(cursor: Cursor, names: Names, path: str, freed: int) -> Remova
     return Removal(freed=freed)
 
 
-def finish_sessions(cursor: Cursor, trash: str, pending: Names, planned: int) -> Removal:
+def finish_sessions(root: Root, cursor: Cursor, trash: str, pending: Pending) -> Removal:
     """Finish the removal that a crash has cut off: what of it is still beside its trash, then the trash.
 
-    planned: the print of what is pending; if it is not that any more, all stays.
+    If anything newer is beside it, or comes meanwhile, all is put back instead. If what is pending is
+    otherwise not what it was, all stays.
     """
     path = cursor.path(trash)
+    lock = -1
     try:
-        found, seen, _st = look(cursor, pending, LockTable(), thorough=True)
-        if seen != planned or found.blocked:
-            return Removal(blocked=found.blocked or Blocked(path, CHANGED))
         cursor.enter(trash)
-        fd = os.dup(cursor.fd)
+        lock, ident = hold(cursor), cursor.ident
         cursor.rise(0)
-        try:
-            for name, _is_dir in pending:
-                os.rename(name, name, src_dir_fd=cursor.fd, dst_dir_fd=fd)
-        finally:
-            os.close(fd)
+        if not is_ours(root, lock):
+            return Removal(blocked=Blocked(path, CHANGED))
+        found, seen, _st = look(cursor, pending.names, LockTable(), thorough=True)
+        if pending.back or found.changed >= pending.moment or _anew(cursor, pending):
+            return _undo(cursor, trash, lock)
+        inside, _seen, _st = look(cursor, [(trash, True)], LockTable())
+        found.merge(inside)
+        if seen != pending.print or found.blocked:
+            return Removal(blocked=found.blocked or Blocked(path, CHANGED))
+        left: Names = ()
+        for count, (name, _is_dir) in enumerate(pending.names):
+            if _anew(cursor, pending):
+                return _undo(cursor, trash, lock)
+            try:
+                os.rename(name, name, src_dir_fd=cursor.fd, dst_dir_fd=lock)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                left = pending.names[count:]
+                break
+        if _anew(cursor, pending):
+            return _undo(cursor, trash, lock)
+        removal = _remove_names(cursor, left, path, found.freed)
+        return removal if removal.blocked else empty(cursor, trash, path, found.freed, ident)
     except OSError as error:
         return refusal(path, error)
     finally:
+        if lock >= 0:
+            os.close(lock)
         cursor.rise(0)
-    return finish_trash(cursor, trash)
+
+
+def _anew(cursor: Cursor, pending: Pending) -> bool:
+    """Whether new metadata of what is pending has appeared."""
+    for id_ in pending.ids:
+        with suppress(FileNotFoundError):
+            os.lstat(id_ + JSON, dir_fd=cursor.fd)
+            return True
+    return False
+
+
+def _undo(cursor: Cursor, trash: str, fd: int) -> Removal:
+    """Put back all that is in the trash open as fd. Raises OSError."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    with os.scandir(fd) as entries:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    restore(fd, cursor.fd, names)
+    with suppress(OSError):
+        os.rmdir(trash, dir_fd=cursor.fd)
+    return Removal(blocked=Blocked(cursor.path(trash), PUT_BACK))

@@ -16,13 +16,14 @@ from itertools import groupby
 
 from . import metadata
 from .durable import ORPHAN, TREE
-from .inventory import ALL, YOUNGEST, Inventory
+from .inventory import ALL, YOUNGEST, Inventory, Pending
 from .locks import LockTable
 from .owner_file import OWNED
 from .report import CAP
 from .root import Root
 from .run import Run
 from .tree import (
+    SESSIONS_TRASH,
     TRASH,
     Blocked,
     Cursor,
@@ -38,7 +39,8 @@ from .tree import (
 from .units import printable
 
 JSON = ".json"
-SESSIONS_TRASH = "-sessions"
+PUT_BACK = "a removal that was cut off, and something of it is newer: it is put back"
+FOREIGN = "belongs to another user than its metadata, in a sticky directory"
 _LONE = "is a blob without metadata"
 
 
@@ -96,25 +98,24 @@ def is_own(name: str) -> bool:
 class _Names:
     """The names directly in a store.
 
-    rows: `<id>/<part>` of each name of a session, sorted; lone: blobs without metadata; own: besom's own;
-    pending: what is still beside a trash of sessions, by its name.
+    rows: `<id>/<part>` of each name of a session, sorted; lone: blobs without metadata; own: besom's own.
     """
 
     rows: list[str] = field(default_factory=list)
     lone: list[tuple[str, bool]] = field(default_factory=list)
     own: list[tuple[str, bool]] = field(default_factory=list)
-    pending: dict[str, list[tuple[str, bool]]] = field(default_factory=dict)
 
 
 def _sort_out(cursor: Cursor, found: Inventory, gone: Collection[str]) -> _Names:
     # One string for each name, a directory's with a slash: half of what a tuple takes.
     names, others = _Names(), []
+    found.listed = os.fstat(cursor.fd).st_mtime_ns
     with os.scandir(cursor.fd) as entries:
         for entry in entries:
             name, is_dir = entry.name, entry.is_dir(follow_symlinks=False)
             if name in gone:
                 continue
-            if is_dir and TRASH.fullmatch(name):
+            if is_dir and (TRASH.fullmatch(name) or SESSIONS_TRASH.fullmatch(name)):
                 found.trash[name] = 0
             elif is_own(name):
                 if name != "lost+found" and not OWNED.fullmatch(name):
@@ -122,7 +123,7 @@ def _sort_out(cursor: Cursor, found: Inventory, gone: Collection[str]) -> _Names
             else:
                 others.append(f"{name}/" if is_dir else name)
     ids = {id_ for name in others if (id_ := id_of(name.rstrip("/"))) is not None}
-    begun = _begun(cursor, found.trash, ids)
+    begun = _begun(cursor, found, names, ids)
     fits = ids | begun.keys() if begun else ids
     while others:
         name = others.pop()
@@ -133,57 +134,67 @@ def _sort_out(cursor: Cursor, found: Inventory, gone: Collection[str]) -> _Names
             names.lone.append((name, is_dir))
         elif id_ in ids:
             names.rows.append(f"{id_}/{part_of(id_, name, is_dir)}")
-        elif _older(cursor, name, is_dir, begun[id_][1]):
-            names.pending.setdefault(begun[id_][0], []).append((name, is_dir))
         else:
-            names.lone.append((name, is_dir))
+            found.pending[begun[id_]].names.append((name, is_dir))
     names.rows.sort()
     names.lone.sort()
     return names
 
 
-def _begun(cursor: Cursor, trash: Iterable[str], ids: Collection[str]) -> dict[str, tuple[str, int]]:
-    """The sessions whose removal was begun and not finished: the trash of each, and when it was (ns)."""
-    found: dict[str, tuple[str, int]] = {}
-    trusted = (0, os.geteuid(), os.fstat(cursor.fd).st_uid)
-    for name in trash:
-        if not name.endswith(SESSIONS_TRASH):
-            continue
+def parts_now(cursor: Cursor) -> dict[str, list[str]]:
+    """The parts of every id with metadata in the store that cursor stands in, listed anew."""
+    # btrfs lists a directory as it was when it was opened or rewound.
+    os.lseek(cursor.fd, 0, os.SEEK_SET)
+    with os.scandir(cursor.fd) as entries:
+        names = [(one.name, one.is_dir(follow_symlinks=False)) for one in entries if not is_own(one.name)]
+    found: dict[str, list[str]] = {id_: [] for name, _dir in names if (id_ := id_of(name)) is not None}
+    for name, is_dir in names:
+        id_ = owner_of(name, found) if id_of(name) is None else None
+        if id_ is not None:
+            found[id_].append(part_of(id_, name, is_dir))
+    return found
+
+
+def is_ours(root: Root, fd: int) -> bool:
+    """Whether the trash open as fd was made by a besom that may decide what goes from root, and by no other.
+
+    In a directory for all anybody could name the blobs of others in a trash.
+    """
+    st = os.fstat(fd)
+    return st.st_uid in (0, os.geteuid(), os.fstat(root.fd).st_uid) and not st.st_mode & 0o077
+
+
+def _begun(cursor: Cursor, found: Inventory, names: _Names, ids: Collection[str]) -> dict[str, str]:
+    """The sessions whose removal was begun and not finished, by their trash; found.pending is filled."""
+    begun: dict[str, str] = {}
+    for name in [name for name in found.trash if SESSIONS_TRASH.fullmatch(name)]:
         try:
             cursor.enter(name)
-            if os.fstat(cursor.fd).st_uid not in trusted:
-                continue  # in a directory for all anybody could name the blobs of others so
+            if not is_ours(found.root, cursor.fd):
+                del found.trash[name]
+                names.own.append((name, True))
+                found.anomalies.add(cursor.path(), "is the trash of another user; look, and remove it")
+                continue
             with os.scandir(cursor.fd) as entries:
                 for entry in entries:
                     id_ = id_of(entry.name)
-                    # One that was put there anew is another session.
-                    if id_ is not None and id_ not in ids and not entry.is_dir(follow_symlinks=False):
-                        # A rename changes the ctime, so this is when it went there.
-                        found[id_] = (name, entry.stat(follow_symlinks=False).st_ctime_ns)
+                    if id_ is None or entry.is_dir(follow_symlinks=False):
+                        continue
+                    if entry.name in cursor.mounted and cursor.is_mount(entry.name):
+                        continue
+                    begun[id_] = name
+                    pending = found.pending.setdefault(name, Pending())
+                    pending.ids.append(id_)
+                    # A rename changes the ctime, so this is when it went there.
+                    moment = entry.stat(follow_symlinks=False).st_ctime_ns
+                    pending.moment = min(pending.moment, moment)
+                    # Metadata that was put there anew is newer.
+                    pending.back = pending.back or id_ in ids
         except OSError:
             pass  # measure_trash says so
         finally:
             cursor.rise(0)
-    return found
-
-
-def _older(cursor: Cursor, name: str, is_dir: bool, moment: int) -> bool:
-    """Whether nothing was done to a name since that moment (ns): what came later is not what was to go."""
-    newest = moment
-    try:
-        if is_dir:
-            cursor.enter(name)
-            st = os.fstat(cursor.fd)
-            newest = measure(cursor, LockTable()).newest
-        elif name in cursor.mounted and cursor.is_mount(name):
-            return False
-        else:
-            st = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
-    except OSError:
-        return False
-    finally:
-        cursor.rise(0)
-    return max(newest, st.st_ctime_ns) <= moment
+    return begun
 
 
 def look(
@@ -197,6 +208,7 @@ def look(
     """
     whole, first = Measure(), None
     own, depth = os.fstat(cursor.fd), cursor.depth
+    user = -1
     identities = []
     for name, is_dir in names:
         try:
@@ -205,6 +217,9 @@ def look(
                 try:
                     one = measure(cursor, table, thorough)
                     st = os.fstat(cursor.fd)
+                    if not can_write(cursor.fd):
+                        # Moving a directory changes its `..`.
+                        one.block(cursor.path(), "cannot be written")
                 finally:
                     cursor.rise(depth)
                 whole.merge(one)
@@ -237,6 +252,11 @@ def look(
             continue
         if sticky_forbids(own, st):
             whole.block(cursor.path(name), "belongs to another user, in a sticky directory")
+        if first is None and own.st_mode & stat.S_ISVTX and id_of(name):
+            user = st.st_uid
+        if user not in (-1, 0, own.st_uid, st.st_uid):
+            # Metadata decides about no more than its owner could remove himself.
+            whole.block(cursor.path(name), FOREIGN)
         whole.device = st.st_dev
         first = first or st
         identities.append(identity)
@@ -315,9 +335,19 @@ def sessions(
         whole, identity, _st = look(cursor, [(name, is_dir)], table)
         yield Session(name, cursor.path(name), (), whole, identity, problem=_LONE)
     beside = {}
-    for trash, rest in names.pending.items():
-        beside[trash], identity, _st = look(cursor, rest, table, thorough)
-        found.pending[trash] = (rest, identity)
+    for trash, pending in list(found.pending.items()):
+        rest, pending.print, _st = look(cursor, pending.names, table, thorough)
+        # What was done in the same tick of the kernel's clock may have been done later.
+        pending.back = pending.back or rest.changed >= pending.moment
+        if pending.back:
+            del found.trash[trash]
+            rest.merge(look(cursor, [(trash, True)], table)[0])
+            found.count_usage(rest)
+            found.note(rest.blocked or Blocked(cursor.path(trash), PUT_BACK))
+            if rest.blocked:
+                del found.pending[trash]
+        else:
+            beside[trash] = rest
     found.measure_trash(table, run.forecast, beside)
     for trash in beside.keys() - found.trash.keys():
         found.count_usage(beside[trash])

@@ -19,6 +19,8 @@ from .root import Root
 from .run import Forecast, Run
 from .tree import (
     CHANGED,
+    FOR_SESSIONS,
+    SESSIONS_TRASH,
     TRASH,
     Blocked,
     Cursor,
@@ -82,11 +84,14 @@ def plan(temps: Temps, root: Root, run: Run) -> Plan:
             if entry.name != "lost+found"
             and not OWNED.fullmatch(entry.name)
             and entry.name not in gone
-            and (_matches(entry.name, temps) or TRASH.fullmatch(entry.name))
+            and (_matches(entry.name, temps) or entry.name.startswith(".besom-trash-"))
         )
     for name, is_dir in names:
         run.shutdown.check(f"looking through {root.path}")
         trash = is_dir and TRASH.fullmatch(name) is not None
+        if is_dir and SESSIONS_TRASH.fullmatch(name):
+            report.kept.add(cursor.path(name), FOR_SESSIONS)
+            continue
         if not trash and not _matches(name, temps):
             continue
         try:

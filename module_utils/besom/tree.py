@@ -26,8 +26,10 @@ from .units import printable
 # By inode (device, number) with several links: [names of it in a tree, links in all, bytes].
 Shared = dict[tuple[int, int], list[int]]
 
-# What is in one of sessions, and what is still beside it, is one removal: see sessions.py.
-TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}(-sessions)?")
+TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}")
+# What is in one of these, and what is still beside it, is one removal: only sessions.py can tell.
+SESSIONS_TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}-sessions")
+FOR_SESSIONS = "the trash of a prune of sessions; prune this store with layout sessions to finish it"
 CHANGED = "changed_since_plan"
 
 # linux/fs.h; the value of _IOR('f', 1, long) where long has 64 bits, and where it has 32.
@@ -247,14 +249,15 @@ class Blocked:
 class Measure:
     """A tree as one walk found it, its own directory included.
 
-    newest is the newest mtime and used the newest mtime or file atime anywhere, in ns; count the
-    inodes seen by name; bytes the allocated bytes, each inode once; freed what its removal gives
-    back; shared maps each inode with other links to [names inside, links, bytes]. blocked says why
-    the tree cannot go whole, the first reason found.
+    newest is the newest mtime, used the newest mtime or file atime, and changed the newest ctime
+    anywhere, in ns; count the inodes seen by name; bytes the allocated bytes, each inode once; freed
+    what its removal gives back; shared maps each inode with other links to [names inside, links, bytes].
+    blocked says why the tree cannot go whole, the first reason found.
     """
 
     newest: int = EARLIEST
     used: int = EARLIEST
+    changed: int = EARLIEST
     count: int = 0
     bytes: int = 0
     freed: int = 0
@@ -275,6 +278,7 @@ class Measure:
         """Count one inode by one of its names; read: its atime tells of use, unless it is a directory."""
         self.count += 1
         self.newest = max(self.newest, in_range(st.st_mtime_ns))
+        self.changed = max(self.changed, in_range(st.st_ctime_ns))
         used = st.st_mtime_ns if is_dir or not read else max(st.st_mtime_ns, st.st_atime_ns)
         self.used = max(self.used, in_range(used))
         size = st.st_blocks * 512
@@ -288,6 +292,7 @@ class Measure:
         """Count what another measure, of other names, has counted."""
         self.count += other.count
         self.newest, self.used = max(self.newest, other.newest), max(self.used, other.used)
+        self.changed = max(self.changed, other.changed)
         self.bytes, self.freed = self.bytes + other.bytes, self.freed + other.freed
         self.blocked = self.blocked or other.blocked
         for ident, (names, links, size) in other.shared.items():
@@ -416,7 +421,7 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
         found = measure(cursor, LockTable()) if same else Measure()
         cursor.rise(depth)
         if found.identity == planned and not found.blocked:
-            return empty(cursor, trash, path, found.freed)
+            return empty(cursor, trash, path, found.freed, (locked.st_dev, locked.st_ino))
         back = put_back(cursor, trash, name)
         return Removal(blocked=found.blocked or Blocked(cursor.path(back), CHANGED))
     except OSError as error:
@@ -434,9 +439,9 @@ def finish_trash(cursor: Cursor, trash: str) -> Removal:
     try:
         cursor.enter(trash)
         lock = hold(cursor)
-        found = measure(cursor, LockTable())
+        found, ident = measure(cursor, LockTable()), cursor.ident
         cursor.rise(depth)
-        return empty(cursor, trash, cursor.path(trash), found.freed)
+        return empty(cursor, trash, cursor.path(trash), found.freed, ident)
     except OSError as error:
         return refusal(cursor.path(trash), error)
     finally:
@@ -481,8 +486,11 @@ def put_back(cursor: Cursor, trash: str, name: str) -> str:
     return back
 
 
-def empty(cursor: Cursor, trash: str, path: str, freed: int) -> Removal:
-    """Remove the directory trash with all that is in it; path is what to call it."""
+def empty(cursor: Cursor, trash: str, path: str, freed: int, ident: tuple[int, int] | None = None) -> Removal:
+    """Remove the directory trash with all that is in it; path is what to call it.
+
+    ident: its device and inode; what another has put in its place since is left alone.
+    """
     depth = cursor.depth
     problems: list[str] = []
 
@@ -515,6 +523,9 @@ def empty(cursor: Cursor, trash: str, path: str, freed: int) -> Removal:
         problems.clear()
         try:
             cursor.enter(trash)
+            if ident not in (None, cursor.ident):
+                cursor.rise(depth)
+                return Removal(blocked=Blocked(path, "trash that cannot be finished: it was replaced", True))
             walk(cursor, scan, left, note)
         except OSError as error:
             note("", error)

@@ -30,6 +30,15 @@ def fill(store: Path) -> None:
         (store / f"{id_}.d" / "sub" / "file").write_text(id_)
     (store / "lone").write_text("lone")
     (store / "alone.json").write_text('{"created_at": 1}')
+    tick(store.parent)
+
+
+def tick(path: Path) -> None:
+    """Wait until the clock of the file system that a directory is on has moved on."""
+    os.utime(path)
+    first = os.stat(path).st_ctime_ns
+    while os.stat(path).st_ctime_ns == first:
+        os.utime(path)
 
 
 def prune_store(store: Path) -> Report:

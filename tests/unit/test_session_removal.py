@@ -5,12 +5,22 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from besom.tree import CHANGED
+from besom import session_removal
+from besom.durable_tree import remove_orphans
+from besom.errors import UsageError
+from besom.policy import Hooks, Policy, Store
+from besom.prune import Request, orphans_of, prune
+from besom.root import Root
+from besom.session_removal import SessionRemover
+from besom.sessions import FOREIGN, PUT_BACK
+from besom.sweep import Temps, sweep
+from besom.tree import CHANGED, FOR_SESSIONS, Cursor
 
 TRASH = ".besom-trash-0123456789abcdef-sessions"
 
@@ -120,9 +130,18 @@ def test_what_is_put_back_replaces_nothing(
     assert [name[:18] for name in kept] == ["a.json.besom-kept-"]
 
 
+def tick(path: str) -> None:
+    """Wait until the clock of the file system that a directory is on has moved on."""
+    os.utime(path)
+    first = os.stat(path).st_ctime_ns
+    while os.stat(path).st_ctime_ns == first:
+        os.utime(path)
+
+
 def begin(area: Any, *names: str) -> None:
     """What a kill leaves that comes after so many names went into the trash."""
-    os.mkdir(area.at(TRASH))
+    os.mkdir(area.at(TRASH), 0o700)
+    tick(area.at(TRASH))
     for name in names:
         os.rename(area.at(name), area.at(os.path.join(TRASH, name)))
 
@@ -152,23 +171,22 @@ def test_new_metadata_keeps_the_blobs_of_a_removal_that_was_begun(
     begin(area, "a.json", "a")
     session(area, "a", 0, blobs={})
     pruned(area, "sessions", max_age="5d")
-    assert area.names() == [name for name in two if name != "a"]
+    kept = [name for name in area.names() if name.startswith("a.json.besom-kept-")]
+    assert (len(kept), sorted(set(area.names()) - set(kept))) == (1, two)
 
 
 @pytest.mark.parametrize("what", ["a.dat", "a.new", "a.d/sub/two", "a.d/new"])
-def test_a_blob_that_was_written_after_the_removal_had_begun_stays(
+def test_a_removal_that_was_begun_is_undone_when_something_is_newer(
     area: Any, two: list[str], pruned: Any, reasons: Any, what: str
 ) -> None:
-    begin(area, "a.json")
-    moment = os.lstat(area.at(f"{TRASH}/a.json")).st_ctime_ns
-    top = area.at(what.partition("/")[0])
-    # Until the clock of the file system has moved on.
-    while not os.path.exists(area.at(what)) or os.lstat(area.at(what)).st_mtime_ns <= moment:
-        write(area.at(what))()
-    report = pruned(area, "sessions", max_age="5d")
-    assert reasons(report.anomalies) == {os.path.basename(top): "is a blob without metadata"}
-    assert os.path.exists(area.at(what))
-    assert not os.path.exists(area.at("a"))
+    begin(area, "a.json", "a")
+    write(area.at(what))()
+    for dry_run in (True, False):
+        report = pruned(area, "sessions", max_age="5d", dry_run=dry_run)
+        assert (reasons(report.kept), report.changed) == ({TRASH: PUT_BACK}, False)
+    assert area.names() == sorted({*two, what})
+    pruned(area, "sessions", max_age="5d")
+    assert area.names() == [name for name in two if name[0] == "b"]
 
 
 def test_trash_that_another_besom_is_at_work_on_is_left_alone(
@@ -186,8 +204,8 @@ def test_trash_of_a_stranger_begins_nothing(area: Any, two: list[str], pruned: A
     begin(area, "a.json")
     os.chown(area.at(TRASH), 65534, 65534)
     report = pruned(area, "sessions", max_age="5d")
-    assert set(reasons(report.anomalies)) == {"a", "a.d", "a.dat"}
-    assert area.names() == [name for name in two if name != "a.json"]
+    assert set(reasons(report.anomalies)) == {"a", "a.d", "a.dat", TRASH}
+    assert area.names() == sorted([TRASH, f"{TRASH}/a.json", *(name for name in two if name != "a.json")])
 
 
 def test_a_directory_that_only_looks_like_the_trash_of_trees_begins_nothing(
@@ -235,3 +253,199 @@ def test_blobs_that_share_an_inode_free_it_with_the_last_of_them(
         assert real.removed.bytes == before - allocated(area)
         assert (real.bytes_after, real.bytes_before) == (allocated(area), before)
         before = allocated(area)
+
+
+@pytest.mark.root
+def test_in_a_sticky_store_metadata_decides_about_its_owners_names_only(
+    area: Any, two: list[str], pruned: Any, reasons: Any
+) -> None:
+    area.path.chmod(0o1777)
+    os.chown(area.at("a.json"), 65534, 65534)
+    for dry_run in (True, False):
+        report = pruned(area, "sessions", max_age="5d", dry_run=dry_run)
+        assert (set(reasons(report.anomalies).values()), report.changed) == ({FOREIGN}, False)
+    assert area.names() == two
+    for name in ("a", "a.dat", "a.d"):
+        os.chown(area.at(name), 65534, 65534)
+    assert pruned(area, "sessions", max_age="5d").removed.entries == 1
+
+
+@pytest.mark.parametrize("new", ["a.new", "a.d.json"])
+def test_what_joins_a_session_after_the_plan_keeps_it(
+    area: Any, session: Any, two: list[str], make_run: Any, reasons: Any, new: str
+) -> None:
+    """A new blob, and new metadata that takes a blob over."""
+    session(area, "c", days=9)
+    hooks = Hooks(before=f"touch {area.at(new)}")
+    report = prune(Request(Store(str(area.path), "sessions", Policy(max_entries=1), hooks=hooks)), make_run())
+    assert (reasons(report.kept), report.removed.entries) == ({"a": CHANGED}, 1)
+    assert area.names() == sorted([*two, new])
+
+
+def test_what_a_kill_left_in_both_places_is_put_back_once(area: Any, two: list[str], pruned: Any) -> None:
+    begin(area, "a.json", "a.dat")
+    os.link(area.at(f"{TRASH}/a.dat"), area.at("a.dat"))
+    pruned(area, "sessions", max_age="50d")
+    assert area.names() == two
+
+
+def test_metadata_that_appears_while_a_removal_is_finished_undoes_it(
+    area: Any, session: Any, two: list[str], pruned: Any, saboteur: Any, reasons: Any
+) -> None:
+    begin(area, "a.json")
+    with saboteur.before(1, lambda: session(area, "a", 0, blobs={}), "os.rename") as acted:
+        report = pruned(area, "sessions", max_age="50d")
+        assert acted()
+    assert set(reasons(report.kept).values()) == {PUT_BACK}
+    kept = [name for name in area.names() if name.startswith("a.json.besom-kept-")]
+    assert (len(kept), sorted(set(area.names()) - set(kept))) == (1, two)
+
+
+def test_only_a_prune_of_sessions_finishes_their_trash(
+    area: Any, two: list[str], pruned: Any, make_run: Any, reasons: Any
+) -> None:
+    begin(area, "a.json")
+    before = area.names()
+    for report in (
+        prune(orphans_of(Store(str(area.path), "sessions", Policy()), 0), make_run()),
+        pruned(area, "files", max_age="9999d"),
+        pruned(area, "trees", max_age="9999d"),
+        sweep(Temps(str(area.path), (".besom-*",), 0), make_run()),
+    ):
+        assert (reasons(report.kept), report.changed) == ({TRASH: FOR_SESSIONS}, False)
+    with Root(str(area.path)) as root:
+        remove_orphans(root, make_run())
+    assert area.names() == before
+
+
+def replace_trash(area: Any, outside: Any) -> Callable[[], None]:
+    def act() -> None:
+        (trash,) = [name for name in os.listdir(area.path) if name.startswith(".besom-trash-")]
+        os.rename(area.at(trash), area.at("moved"))
+        os.rename(outside.path, area.at(trash))
+
+    return act
+
+
+def test_a_directory_in_the_place_of_the_trash_is_left_alone(
+    area: Any, two: list[str], pruned: Any, outside: Any
+) -> None:
+    for name in ("a.json", "a.dat"):
+        outside.file(name)
+    real = os.rename
+    left = [4]
+
+    def rename(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        left[0] -= 1
+        if not left[0]:
+            replace_trash(area, outside)()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        report = pruned(area, "sessions", max_age="5d")
+    assert report.removed.entries == 0
+    assert set(two) <= set(area.names())
+    (trash,) = [name for name in os.listdir(area.path) if name.startswith(".besom-trash-")]
+    assert sorted(os.listdir(area.at(trash))) == ["a.dat", "a.json"]
+
+
+@pytest.mark.parametrize("stuck", ["", "a.dat"])
+def test_a_session_that_cannot_be_verified_in_the_trash_is_put_back(
+    area: Any, two: list[str], pruned: Any, reasons: Any, stuck: str
+) -> None:
+    """Also when one of its names cannot be put back at first: then its metadata waits for that."""
+    put_back = session_removal.put_back
+
+    def refused(remover: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def some(source: int, target: int, name: str, is_dir: bool) -> None:
+        if name == stuck:
+            raise OSError(errno.EIO, "Input/output error")
+        put_back(source, target, name, is_dir)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SessionRemover, "_enter", refused)
+        patch.setattr(session_removal, "put_back", some)
+        report = pruned(area, "sessions", max_age="5d")
+    ((_name, reason),) = reasons(report.failures).items()
+    if stuck:
+        assert "still in .besom-trash-" in reason
+        assert not os.path.exists(area.at("a.json"))
+        assert set(reasons(pruned(area, "sessions", max_age="50d").kept).values()) == {PUT_BACK}
+    assert area.names() == two
+
+
+def test_a_session_of_more_directories_than_descriptors_goes(area: Any, session: Any, pruned: Any) -> None:
+    session(area, "a", days=9, blobs={f".{n}/": 1 for n in range(150)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, hard))
+    try:
+        report = pruned(area, "sessions", max_age="5d")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.removed.entries, area.names()) == (1, [])
+
+
+def test_a_mishap_with_the_trash_fails_no_later_session(
+    area: Any, session: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be entered once made, and one that somebody removes while it is empty."""
+    for id_ in "abc":
+        session(area, id_, days=9)
+    real, calls = Cursor.enter, []
+
+    def enter(cursor: Cursor, name: str) -> None:
+        calls.append(name)
+        if len(calls) == 1:
+            raise OSError(errno.ENFILE, "Too many open files in system")
+        real(cursor, name)
+
+    remove = SessionRemover.remove
+
+    def after(remover: SessionRemover, *arguments: Any) -> Any:
+        for name in os.listdir(area.path):
+            if name.startswith(".besom-trash-"):
+                os.rmdir(area.at(name))
+        return remove(remover, *arguments)
+
+    monkeypatch.setattr(Cursor, "enter", enter)
+    monkeypatch.setattr(SessionRemover, "remove", after)
+    report = pruned(area, "sessions", max_age="5d")
+    assert (report.removed.entries, report.failures.total) == (2, 1)
+    assert area.names() == ["a.dat", "a.json"]
+
+
+def test_a_full_disk_does_not_keep_what_was_begun(
+    area: Any, two: list[str], pruned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(area, "a.json")
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    report = pruned(area, "sessions", max_age="50d")
+    assert (report.removed.entries, area.names()) == (1, [name for name in two if name[0] == "b"])
+
+
+def test_a_blob_with_a_time_in_the_future_goes_too(area: Any, two: list[str], pruned: Any) -> None:
+    os.utime(area.at("a.d/one"), (2**31, 2**31))
+    begin(area, "a.json")
+    pruned(area, "sessions", max_age="50d")
+    assert area.names() == [name for name in two if name[0] == "b"]
+
+
+@pytest.mark.parametrize("id_", ["a.d/sub", "x" * 251])
+def test_an_id_that_can_be_none_is_a_failure(
+    area: Any, two: list[str], make_run: Any, reasons: Any, id_: str
+) -> None:
+    area.file("a.d/sub.json")
+    request = Request(Store(str(area.path), "sessions", Policy()), ids=frozenset({id_}))
+    assert set(reasons(prune(request, make_run()).failures).values()) == {"is no entry"}
+
+
+def test_an_empty_group_is_refused(area: Any, two: list[str], make_run: Any) -> None:
+    with pytest.raises(UsageError, match="group is empty"):
+        prune(Request(Store(str(area.path), "sessions", Policy()), group=""), make_run())
