@@ -17,6 +17,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from .cutoff import Cutoff
+from .fetch import body_length
 
 # A server, as one connection serves it: scheme, host, port (None: the usual one).
 _Server = tuple[str, str, "int | None"]
@@ -75,6 +76,14 @@ class _Response(HTTPResponse):
         self.fp = io.BufferedReader(self._wire, _HEAD)
         self._began = False
 
+    def begin(self) -> None:
+        """Read the head of the answer; interim ones before it are passed over (RFC 9110, 15.2)."""
+        super().begin()
+        # http.client passes over 100 alone. What goes on for ever is ended by the deadline.
+        while self.status < 200 and self.status != 101:
+            self.headers = None  # type: ignore[assignment]
+            super().begin()
+
     def answered(self, home: Connections, connection: _Line, timeout: float) -> None:
         """Its head is there; connection is home's, and each read of the body may take timeout seconds."""
         self._home, self._connection = home, connection
@@ -96,12 +105,21 @@ class _Response(HTTPResponse):
         return count
 
     def close(self) -> None:
-        # What is chunked has no end that is known before it is read.
-        whole = self.length == 0 and not self.chunked and not self.will_close
         super().close()
         home, self._home = self._home, None
         if home:
-            home.take_back(self._connection, whole)
+            home.take_back(self._connection, self._is_whole)
+
+    @property
+    def _is_whole(self) -> bool:
+        # What is chunked has no end that is known before it is read; after 101 nothing is HTTP.
+        if self.length != 0 or self.chunked or self.will_close or self.status == 101:
+            return False
+        try:
+            body_length(self.headers)
+        except ValueError:
+            return False
+        return True
 
 
 class _Line(HTTPConnection):

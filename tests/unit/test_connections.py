@@ -94,6 +94,55 @@ def test_what_nobody_asked_for_is_not_taken_for_an_answer(mirror: Mirror) -> Non
 
 
 @contextlib.contextmanager
+def scripted(*answers: str) -> Iterator[tuple[str, list[socket.socket]]]:
+    """A server with an answer to each request in turn; and the connections that it had."""
+    left, clients = list(answers), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while left:
+                client, _address = server.accept()
+                clients.append(client)
+                with client, contextlib.suppress(OSError):
+                    while left and client.recv(65536):
+                        client.sendall(left.pop(0).replace("\n", "\r\n").encode())
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/", clients
+
+
+OK = "HTTP/1.1 200 OK\n"
+SECOND = f"{OK}Content-Length: 6\n\nsecond"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_an_interim_answer_is_not_the_answer(method: str) -> None:
+    interim = "HTTP/1.1 102 Processing\n\nHTTP/1.1 103 Early Hints\nContent-Length: 4\n\n"
+    first = f"{interim}{OK}Content-Length: 5\n\n" + ("first" if method == "GET" else "")
+    connections = Connections(PATIENCE_S)
+    with scripted(first, SECOND) as (url, clients):
+        assert read(connections, url, method) == (b"first" if method == "GET" else b"")
+        assert read(connections, url) == b"second"
+        assert len(clients) == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/1.1 101 Switching Protocols\nUpgrade: h2c\n",
+        f"{OK}Content-Length: 0\nTransfer-Encoding: gzip, chunked\n",
+        f"{OK}Content-Length: 0\nContent-Length: 5\n",
+    ],
+)
+def test_one_whose_answer_has_no_sure_end_is_not_kept(head: str) -> None:
+    connections = Connections(PATIENCE_S)
+    with scripted(f"{head}\n", SECOND) as (url, clients):
+        assert read(connections, url) == b""
+        assert read(connections, url) == b"second"
+        assert len(clients) == 2
+
+
+@contextlib.contextmanager
 def dripping() -> Iterator[str]:
     """A server whose answer comes byte by byte, and has no end."""
     with socket.create_server(("127.0.0.1", 0)) as server:
