@@ -22,6 +22,8 @@ from besom.errors import BesomError
 from besom.locks import try_flock
 from besom.units import printable
 
+from .state import StateDir
+
 # One file is one request, and so many files are kept.
 FILE_BYTES = 256 << 10
 FILES = 32
@@ -40,13 +42,19 @@ def read_api_key(path: str) -> str:
     """The key in the first line of the file at path; empty: there is no path. Raises OSError."""
     if not path:
         return ""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with os.fdopen(fd, encoding="ascii", errors="ignore") as stream:
+    with open(path, encoding="ascii", errors="ignore", opener=_open_at_once) as stream:
         return "".join(char for char in stream.read(_KEY_BYTES).split("\n")[0] if "!" <= char <= "~")
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Nobody who makes it a FIFO shall hold besom up."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
 class Seq:
-    """What is on its way to the server at url, kept in directory. Raises OSError where that cannot be made.
+    """What is on its way to the server at url, kept in a directory inside that of the state.
+
+    Raises UsageError where one of these cannot be made, or others can write to it.
 
     api_key: empty for none. tell(event, field=...) is told how it goes.
     """
@@ -56,7 +64,8 @@ class Seq:
         self._headers = {"Content-Type": "application/vnd.serilog.clef", "Connection": "close"}
         if api_key:
             self._headers["X-Seq-ApiKey"] = api_key
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        for path in (os.path.dirname(directory), directory):
+            StateDir(path).prepare()
         # A signal's handler may tell something while this thread tells something else.
         self._lock = threading.RLock()
         self._fd, self._size, self._name = -1, 0, ""
@@ -101,12 +110,18 @@ class Seq:
         names = self._names()
         for old in names[: max(0, len(names) + 1 - FILES)]:
             self._dropped += self._drop(old)
-        self._name = f"{time.time_ns():020}-{os.getpid()}.clef"
+        name = f"{time.time_ns():020}-{os.getpid()}.clef"
         new = os.path.join(self._directory, f".{os.getpid()}.new")
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd, self._size = os.open(new, flags, 0o600), 0
-        try_flock(self._fd)
-        os.rename(new, os.path.join(self._directory, self._name))
+        with suppress(FileNotFoundError):
+            os.unlink(new)
+        fd = os.open(new, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try_flock(fd)
+            os.rename(new, os.path.join(self._directory, name))
+        except (OSError, BesomError):
+            os.close(fd)
+            raise
+        self._fd, self._size, self._name = fd, 0, name
 
     def _end(self) -> None:
         fd, self._fd = self._fd, -1

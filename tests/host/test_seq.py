@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from besom_host import seq
+from besom_host import log, seq
+from besom_host.config import Config
 from besom_host.seq import Seq
 
 from .host import PATIENCE_S, Host
@@ -238,3 +239,47 @@ def test_a_key_is_read_from_a_file_and_a_file_that_cannot_be_read_is_told(host: 
     done = host.besom("housekeep")
     assert done.status == 0
     assert f"Seq gets no events: {key}: No such file or directory." in done.stderr
+
+
+def test_whatever_keeps_seq_away_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(state_dir: Path, key: str = "") -> str:
+        config = Config(seq_url="http://127.0.0.1:1", seq_api_key_file=key, state_dir=str(state_dir))
+        (sentence,) = log.configure(config, once=True)
+        log.close()
+        assert sentence.startswith("Seq gets no events: ")
+        return sentence
+
+    assert refusal(tmp_path, str(tmp_path)).endswith(f"{tmp_path}: Is a directory.")
+    # Others could put there what they want.
+    others = tmp_path / "others"
+    others.mkdir()
+    others.chmod(0o777)
+    assert "that only its user can write" in refusal(others)
+    (tmp_path / "seq").symlink_to(others)
+    assert "that only its user can write" in refusal(tmp_path)
+    assert os.listdir(others) == []
+
+    def no_more(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    assert "can't start new thread" in refusal(tmp_path / "mine")
+
+
+def test_the_state_directory_is_made_as_the_daemon_wants_it(host: Host) -> None:
+    host.configure(log={"seq_url": "http://127.0.0.1:1"})
+    before = os.umask(0o002)
+    try:
+        done = host.besom("housekeep")
+    finally:
+        os.umask(before)
+    assert (done.status, done.stderr) == (0, "")
+
+
+def test_what_lies_in_the_place_of_a_new_file_holds_nothing_up(tmp_path: Path) -> None:
+    (tmp_path / "seq").mkdir(mode=0o755)
+    os.mkfifo(tmp_path / f"seq/.{os.getpid()}.new")
+    shipper = one("http://127.0.0.1:1", tmp_path)
+    shipper.write("{}")
+    shipper.close(0)
+    assert [file.read_text() for file in (tmp_path / "seq").iterdir()] == ["{}\n"]
