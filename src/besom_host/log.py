@@ -300,10 +300,13 @@ def _passwords(url: str) -> list[str]:
 
 def close(timeout: float = 0.0) -> None:
     """Tell nothing any more. What Seq has not got is kept; timeout: seconds for sending it."""
-    shippers, places = _shippers[:], [*_places, *_last_resort]
-    for listeners in (_shippers, _places, _last_resort):
-        listeners.clear()
+    shippers = _shippers[:]
+    _shippers.clear()
     for shipper in shippers:
+        # It may have something to tell the others.
         shipper.close(timeout)
+    places = [*_places, *_last_resort]
+    for listeners in (_places, _last_resort):
+        listeners.clear()
     for place in places:
         place.close()
