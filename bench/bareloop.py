@@ -12,8 +12,9 @@ import sys
 import threading
 import urllib.parse
 
-todo = json.load(open(sys.argv[1]))["artifacts"]  # noqa: SIM115
-into = json.load(open(sys.argv[1]))["store"]  # noqa: SIM115
+with open(sys.argv[1]) as manifest:
+    values = json.load(manifest)
+todo, into = values["artifacts"], values["store"]
 
 
 def work() -> None:

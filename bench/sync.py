@@ -65,6 +65,11 @@ def curl_and_check(ground: Ground, into: Path) -> list[str]:
     return ["sh", "-c", f"{shlex.join(curl(ground, into))} && sha256sum --quiet -c {sums} && sync {into}/*"]
 
 
+def bare(ground: Ground, into: Path) -> list[str]:
+    """The least that Python can do: see bareloop.py."""
+    return [sys.executable, str(TOP / "bench/bareloop.py"), besom(ground, into)[-1]]
+
+
 def unchecked(ground: Ground, into: Path) -> list[str]:
     argv = besom(ground, into)
     manifest = json.loads(Path(argv[-1]).read_text())
@@ -108,6 +113,7 @@ def get_url(ground: Ground, into: Path) -> list[str]:
 CONTENDERS: dict[str, tuple[Callable[[Ground, Path], list[str]], bool]] = {
     "besom sync": (besom, False),
     "besom sync, no checksums": (unchecked, False),
+    "a bare loop in Python": (bare, False),
     CURL: (curl, False),
     "curl, sha256sum, sync": (curl_and_check, False),
     "aria2c, 4 at a time": (aria2c, False),
@@ -219,8 +225,8 @@ def main() -> int:
         head = (
             f"# What it takes to fetch {options.files} files of {options.kib} KiB\n\n"
             f"Written by `bench/sync --record` on {when}; load before {load:.1f}, {os.cpu_count()} cores, "
-            "server on the same host. besom verifies each\nfile (sha256), brings it to the disk and "
-            "publishes it; curl and aria2c do not.\n"
+            "server on the same host. besom and the\nbare loop verify each file (sha256), bring it to "
+            "the disk and publish it; curl and aria2c do not.\n"
         )
         RESULTS.write_text(f"{head}\n{text}\n")
     return 0

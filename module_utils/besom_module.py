@@ -36,7 +36,7 @@ STORE = dict(
     name=dict(type="str"),
     path=dict(type="path", required=True),
     layout=dict(type="str", choices=["files", "trees", "sessions"], required=True),
-    group_key=dict(type="str"),
+    group_key=dict(type="str", no_log=False),
     lock_backend=dict(type="str", choices=["flock", "redis"], default="flock"),
     before_prune=dict(type="str"),
     after_prune=dict(type="str"),

@@ -135,8 +135,8 @@ class _Line(HTTPConnection):
                 except OSError as error:
                     last = error
                     continue
-                failed.pop_all()
                 self._wait(sock)
+                failed.pop_all()
                 return sock
         raise last
 
@@ -205,6 +205,10 @@ class Connections:
         parts = urllib.parse.urlsplit(url)
         server = (parts.scheme, parts.hostname or "", parts.port)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        headers = headers or {}
+        if not any(name.lower() == "user-agent" for name in headers):
+            # Some servers answer nobody who gives no name.
+            headers = {"User-Agent": "besom", **headers}
         while True:
             if cutoff:
                 cutoff.begin()
@@ -212,7 +216,7 @@ class Connections:
             connection = kept or self._new(server)
             connection.cutoff = cutoff
             try:
-                response = connection.ask(method, target, headers or {}, self._timeout)
+                response = connection.ask(method, target, headers, self._timeout)
             except BaseException as error:
                 connection.close()
                 if cutoff:

@@ -51,7 +51,7 @@ class Statistics:
 
     total: Tally = field(default_factory=Tally)
     groups: dict[str, Tally] = field(default_factory=dict)
-    ages: list[Tally] = field(default_factory=lambda: [Tally() for _ in range(len(AGES) + 1)])
+    ages: list[Tally] = field(default_factory=lambda: [Tally() for _bar in range(len(AGES) + 1)])
 
 
 class Listing:
@@ -129,7 +129,7 @@ def statistics(found: Inventory, now: int) -> Statistics:
     """The figures of an inventory, as they are at now (ns)."""
     result = Statistics()
     result.total.add(found.entries, found.usage)
-    groups = [Tally() for _ in found.groups]
+    groups = [Tally() for _name in found.groups]
     for chunk in found.chunks:
         for key, size in zip(chunk.key, chunk.bytes):
             result.ages[bisect_right(AGES, now - key)].add(1, size)

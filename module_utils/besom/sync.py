@@ -42,7 +42,7 @@ DEFAULT_DRAIN_S = 30.0
 # Those that wait for their publication, and leave their place at the mirror to others meanwhile.
 _PUBLISHING = 12
 # How soon a signal is seen to, and how long what is cut may take to notice.
-_WAKE_S, _GRACE_S = 0.05, 2.0
+_WAKE_S, _QUEUE_S, _GRACE_S = 0.05, 0.25, 2.0
 
 # watch(dest, what, bytes done, bytes in all): fetching, fetched, unchanged, failed; -1: not known.
 Watch = Callable[[str, str, int, int], None]
@@ -288,8 +288,8 @@ class _Sync:
     @contextmanager
     def _place(self) -> Iterator[None]:
         """One of the places at the mirror."""
-        while not self._places.acquire(timeout=_WAKE_S):
-            self.cutoff.check()
+        while not self._places.acquire(timeout=_QUEUE_S):
+            self.cutoff.begin()
         try:
             self._require_going_on()
             yield

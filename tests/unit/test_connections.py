@@ -179,3 +179,9 @@ def test_a_wait_for_an_answer_is_cut() -> None:
         thread.start()
         cut_while(asked, f"http://127.0.0.1:{server.getsockname()[1]}/")
         thread.join()
+
+
+@pytest.mark.parametrize(("headers", "agent"), [({}, "besom"), ({"user-agent": "mine"}, "mine")])
+def test_a_server_is_told_who_asks(mirror: Mirror, headers: dict[str, str], agent: str) -> None:
+    with Connections(PATIENCE_S)(f"{mirror.url}/a", headers=headers):
+        assert [one.headers["user-agent"] for one in mirror.asked] == [agent]
