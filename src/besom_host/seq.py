@@ -238,7 +238,7 @@ class Seq:
             self._why = reason if count else self._why
 
     def _tell_lost(self) -> None:
-        """Tell of what is lost: the first at once, the rest when the server takes events again, or at the end.
+        """Tell of what is lost: the first at once, the rest at the next 201, or at the end.
 
         What is told is one more event, which may be lost as well: one must not beget the next for ever.
         """
