@@ -270,19 +270,27 @@ def configure(config: Config, once: bool = False) -> list[str]:
     stderr = Stderr(_for_stderr if streamed and config.log_format == "text" else form)
     if not once:
         _last_resort.append(stderr)
-    api_key = ""
-    if config.seq_url:
-        # Threads, sockets and TLS: nothing that a daemon without it should carry.
-        from .seq import Seq, read_api_key
-
-        try:
-            api_key = config.seq_api_key or read_api_key(config.seq_api_key_file)
-            _shippers.append(Seq(config.seq_url, api_key, os.path.join(config.state_dir, "seq"), tell))
-        except OSError as error:
-            where = printable(os.fsdecode(error.filename or config.state_dir))
-            refusals.append(f"Seq gets no events: {where}: {error.strerror}.")
+    api_key = config.seq_api_key
     _secrets = Secrets([api_key, *_passwords(config.redis_url)], os.environ)
+    if config.seq_url:
+        try:
+            # Threads, sockets and TLS: nothing that a daemon without it should carry.
+            from .seq import Seq, read_api_key
+
+            api_key = api_key or read_api_key(config.seq_api_key_file)
+            _secrets = Secrets([api_key, *_passwords(config.redis_url)], os.environ)
+            _shippers.append(Seq(config.seq_url, api_key, os.path.join(config.state_dir, "seq"), tell))
+        except Exception as error:  # noqa: BLE001 (whatever is the matter with it, the work goes on)
+            refusals.append(f"Seq gets no events: {_reason(error)}")
     return refusals
+
+
+def _reason(error: Exception) -> str:
+    """What is the matter, as a sentence."""
+    if not isinstance(error, OSError):
+        return str(error) or repr(error)
+    where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    return f"{where}{error.strerror or error}."
 
 
 def _passwords(url: str) -> list[str]:
@@ -292,10 +300,13 @@ def _passwords(url: str) -> list[str]:
 
 def close(timeout: float = 0.0) -> None:
     """Tell nothing any more. What Seq has not got is kept; timeout: seconds for sending it."""
-    shippers, places = _shippers[:], [*_places, *_last_resort]
-    for listeners in (_shippers, _places, _last_resort):
-        listeners.clear()
+    shippers = _shippers[:]
+    _shippers.clear()
     for shipper in shippers:
+        # It may have something to tell the others.
         shipper.close(timeout)
+    places = [*_places, *_last_resort]
+    for listeners in (_places, _last_resort):
+        listeners.clear()
     for place in places:
         place.close()
