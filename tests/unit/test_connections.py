@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.host.mirror import PATIENCE_S, Mirror, Status, reset, serve, truncated
 
-from besom.connections import Connections
+from besom.connections import Connections, _Line
 from besom.cutoff import Cut, Cutoff
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -142,15 +142,56 @@ def test_one_whose_answer_has_no_sure_end_is_not_kept(head: str) -> None:
         assert len(clients) == 2
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_one_with_more_than_was_asked_for_is_not_kept(method: str) -> None:
+    """Though what is more came with the head, so that nothing waits in the socket."""
+    connections = Connections(PATIENCE_S)
+    with scripted(f"{OK}Content-Length: 4\n\nmore" + "!" * (method == "GET"), SECOND) as (url, clients):
+        assert read(connections, url, method) == (b"more" if method == "GET" else b"")
+        assert read(connections, url) == b"second"
+        assert len(clients) == 2
+
+
+def test_what_tls_has_read_already_is_not_the_next_answer() -> None:
+    """One record: 8192 bytes of it are read with the head, the rest waits decrypted, not in the socket."""
+    line = _Line(("https", "host", None), None)
+    line.sock, theirs = socket.socketpair()
+    with theirs, line.sock:
+        assert line.is_quiet
+        line.sock = Decrypted(fileno=line.sock.detach())
+        assert not line.is_quiet
+        line.sock.close()
+
+
+class Decrypted(socket.socket):
+    """As an ssl.SSLSocket that has read a record, of which a part was asked for."""
+
+    def pending(self) -> int:
+        return 5
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+
+
+def test_trailers_that_drip_are_not_waited_for() -> None:
+    with dripping(CHUNKED + b"0\r\nX-Long: ") as url:
+        assert read(Connections(PATIENCE_S), url) == b"hello"
+
+
+def test_the_size_of_a_chunk_that_drips_is_given_up() -> None:
+    with dripping(CHUNKED + b"5;") as url, pytest.raises(socket.timeout):
+        read(Connections(0.3), url)
+
+
 @contextlib.contextmanager
-def dripping() -> Iterator[str]:
+def dripping(head: bytes = b"HTTP/1.1 200 OK\r\nX-Long: ") -> Iterator[str]:
     """A server whose answer comes byte by byte, and has no end."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def drip() -> None:
             client, _address = server.accept()
             with client, contextlib.suppress(OSError):
-                client.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                client.sendall(head)
                 client.settimeout(0.02)
                 while True:
                     client.sendall(b"x")
