@@ -232,6 +232,11 @@ def _record(name: str, fields: dict[str, Any]) -> Record:
     return Record(time.time(), event, shown, event.sentence.format(**words), exception)
 
 
+def shown(text: str) -> str:
+    """The text as it may be told to anybody: in one line, cut, without secrets."""
+    return str(_plain(text))
+
+
 def _plain(value: Any, longest: int = _LONGEST_TEXT, lines: bool = False) -> Any:
     """A number that JSON has, or a text that forges no line and shows no secret."""
     if isinstance(value, float):

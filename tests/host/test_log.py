@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -214,6 +215,23 @@ def test_what_a_person_removes_is_told_as_well(host: Host) -> None:
     assert (done.status, done.stderr) == (0, "")
     (line,) = told(place)
     assert (line["event"], line["removed_entries"], line["entries_after"]) == ("prune_done", 2, 3)
+
+
+def test_the_status_that_anybody_may_read_shows_no_secret(host: Host) -> None:
+    hook = "echo curl: password=hunter2 https://u:hunter2@h/x; false"
+    gems = {"name": "gems", "path": str(host.store), "layout": "files", "max_entries": 3}
+    host.env = {"GEMS_TOKEN": "hunter2", "BESOM_INTERVAL": "hunter2"}
+    host.configure(stores=[{**gems, "before_prune": hook}])
+    host.fill(5)
+    pid = host.start()
+    now = host.until(lambda now: now["runs"] == 1)
+    assert "password=***" in " ".join(now["last_run"]["messages"])
+    assert "BESOM_INTERVAL" in " ".join(now["warnings"])
+    host.configure(stores=[{**gems, "layout": "hunter2"}])
+    os.kill(pid, signal.SIGHUP)
+    assert "layout" in host.until(lambda now: now["reload_error"])["reload_error"]
+    assert "hunter2" not in (host.state_dir / "status.json").read_text()
+    assert "hunter2" not in host.log
 
 
 def test_hostile_text_is_searched_in_bounded_time() -> None:
