@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -223,13 +222,12 @@ def test_the_status_that_anybody_may_read_shows_no_secret(host: Host) -> None:
     host.env = {"GEMS_TOKEN": "hunter2", "BESOM_INTERVAL": "hunter2"}
     host.configure(stores=[{**gems, "before_prune": hook}])
     host.fill(5)
-    pid = host.start()
-    now = host.until(lambda now: now["runs"] == 1)
+    host.start()
+    now = host.daemon("status")
     assert "password=***" in " ".join(now["last_run"]["messages"])
     assert "BESOM_INTERVAL" in " ".join(now["warnings"])
     host.configure(stores=[{**gems, "layout": "hunter2"}])
-    os.kill(pid, signal.SIGHUP)
-    assert "layout" in host.until(lambda now: now["reload_error"])["reload_error"]
+    assert "layout" in host.daemon("reload").stderr
     assert "hunter2" not in (host.state_dir / "status.json").read_text()
     assert "hunter2" not in host.log
 
