@@ -145,6 +145,21 @@ class File:
         # Nobody who makes the log a FIFO and does not read it shall hold besom up.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         self._fd = os.open(self._path, flags, 0o644)
+        self._torn = self._ends_torn()
+
+    def _ends_torn(self) -> bool:
+        """Whether a full disk, or the death of its writer, has left half a line at the end."""
+        size = os.fstat(self._fd).st_size
+        if not size:
+            return False
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return False  # it may be written but not read
+        try:
+            return os.pread(fd, 1, size - 1) not in (b"\n", b"")
+        finally:
+            os.close(fd)
 
     def _moved(self) -> bool:
         try:
@@ -161,7 +176,7 @@ class File:
                 self._open()
             line = (self._form(record) + "\n").encode("utf-8", "backslashreplace")
             # One call, so that the lines of several writers never mix; the disk may be full half-way.
-            if self._torn:
+            if self._torn and os.fstat(self._fd).st_size:
                 line = b"\n" + line
             written = os.write(self._fd, line)
             if written:

@@ -123,17 +123,23 @@ def test_ordinary_sentences_are_told_as_they_are() -> None:
         assert Secrets(environment={"HOME": "/srv"}).hide(text) == text
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "restart", "truncated"])
 def test_a_line_that_a_full_disk_has_torn_spoils_no_other(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
-    log.configure(Config(log_format="clef", log_file=str(place)))
+    config = Config(log_format="clef", log_file=str(place))
+    log.configure(config)
     whole = os.write
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda fd, data: whole(fd, data[:10]))
         log.tell("run_began", cause="due")
+    if meanwhile == "restart":
+        log.configure(config)
+    if meanwhile == "truncated":
+        os.truncate(place, 0)
     log.tell("run_began", cause="due")
-    torn, line, end = place.read_text().split("\n")
-    assert len(torn) == 10
+    *torn, line, end = place.read_text().split("\n")
+    assert [len(part) for part in torn] == ([] if meanwhile == "truncated" else [10])
     assert check(line)["cause"] == "due"
     assert end == ""
 
