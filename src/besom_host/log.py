@@ -21,7 +21,7 @@ from besom.units import printable
 from . import journal
 from .config import Config
 from .events import ERROR, EVENTS, WARNING, Event
-from .secret import Secrets
+from .secret import Secrets, passwords
 
 # Together they stay below what one datagram takes.
 _LONGEST_TEXT = 4000
@@ -291,14 +291,14 @@ def configure(config: Config, once: bool = False) -> list[str]:
     if not once:
         _last_resort.append(stderr)
     api_key = config.seq_api_key
-    _secrets = Secrets([api_key, *_passwords(config.redis_url)], os.environ)
+    _secrets = Secrets([api_key, *passwords(config.redis_url)], os.environ)
     if config.seq_url:
         try:
             # Threads, sockets and TLS: nothing that a daemon without it should carry.
             from .seq import Seq, read_api_key
 
             api_key = api_key or read_api_key(config.seq_api_key_file)
-            _secrets = Secrets([api_key, *_passwords(config.redis_url)], os.environ)
+            _secrets = Secrets([api_key, *passwords(config.redis_url)], os.environ)
             _shippers.append(Seq(config.seq_url, api_key, os.path.join(config.state_dir, "seq"), tell))
         except Exception as error:  # noqa: BLE001 (whatever is the matter with it, the work goes on)
             refusals.append(f"Seq gets no events: {_reason(error)}")
@@ -311,11 +311,6 @@ def _reason(error: Exception) -> str:
         return str(error) or repr(error)
     where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     return f"{where}{error.strerror or error}."
-
-
-def _passwords(url: str) -> list[str]:
-    login = url.rpartition("@")[0].partition("//")[2]
-    return [login.partition(":")[2]] if login else []
 
 
 def close(timeout: float = 0.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -78,6 +79,12 @@ SECRETS = [
     "X-Seq-ApiKey: {}",
     '{{"token": "{}"}}',
     "MY_SECRET={}",
+    "pass={}",
+    "pwd: {}",
+    "passphrase={}",
+    "access_key={}",
+    "pg_dump --db-password {}",
+    "curl -u bob:{}",
 ]
 
 
@@ -119,8 +126,23 @@ def test_ordinary_sentences_are_told_as_they_are() -> None:
         "lock_timeout: 'soon' is not a duration",
         "https://mirror/a/b.tar.gz answered 404",
         "/srv/a@b: Permission denied",
+        "compass: 12 passed; besom prune --max-age 3d",
     ):
-        assert Secrets(environment={"HOME": "/srv"}).hide(text) == text
+        assert (
+            Secrets(environment={"HOME": "/srv", "PWD": "/srv/gems", "PASSENGER": "passed"}).hide(text)
+            == text
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["MYSQL_PWD", "SSHPASS", "DB_PASS", "RESTIC_PASSPHRASE", "GITHUB_PAT", "SIGNING_KEY"]
+)
+def test_values_of_the_environment_are_hidden_however_they_are_written(name: str) -> None:
+    value = "ab\\cd'e\u2028f"
+    secrets = Secrets(environment={name: value, "DATABASE_URL": "postgres://bob:hunter%402@db/x"})
+    for form in (value, printable(value), repr(value), "hunter%402", "hunter@2"):
+        assert re.fullmatch("it says ['\"]?[*]{3}['\"]?[.]", secrets.hide(f"it says {form}."))
+    assert secrets.hide("it says ghp_0123456789abcdef.") == "it says ***."
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "restart", "truncated"])
