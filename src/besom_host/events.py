@@ -290,7 +290,8 @@ EVENTS: dict[str, Event] = {
             "seq_dropped",
             WARNING,
             "{events} events were not sent to Seq: {reason}.",
-            "They are in the log file or the journal, where one is configured.",
+            "They are in the log file or the journal, where one is configured. The first are told of at "
+            "once, the rest when the server takes events again, or when besom ends.",
         ),
     )
 }

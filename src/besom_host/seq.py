@@ -7,6 +7,7 @@ by the next process; beyond a bound the oldest go, and are counted.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -22,9 +23,12 @@ from besom.errors import BesomError
 from besom.locks import try_flock
 from besom.units import printable
 
-# One file is one request, and so many files are kept.
+from .state import StateDir
+
+# One file is one request; so much is kept, and in so many files: each short command has its own.
 FILE_BYTES = 256 << 10
-FILES = 32
+BUFFER_BYTES = 8 << 20
+MOST_FILES = 1000
 # Events that come close together travel together.
 LINGER_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
@@ -40,13 +44,19 @@ def read_api_key(path: str) -> str:
     """The key in the first line of the file at path; empty: there is no path. Raises OSError."""
     if not path:
         return ""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with os.fdopen(fd, encoding="ascii", errors="ignore") as stream:
+    with open(path, encoding="ascii", errors="ignore", opener=_open_at_once) as stream:
         return "".join(char for char in stream.read(_KEY_BYTES).split("\n")[0] if "!" <= char <= "~")
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Nobody who makes it a FIFO shall hold besom up."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
 class Seq:
-    """What is on its way to the server at url, kept in directory. Raises OSError where that cannot be made.
+    """What is on its way to the server at url, kept in a directory inside that of the state.
+
+    Raises UsageError where one of these cannot be made, or others can write to it.
 
     api_key: empty for none. tell(event, field=...) is told how it goes.
     """
@@ -56,11 +66,13 @@ class Seq:
         self._headers = {"Content-Type": "application/vnd.serilog.clef", "Connection": "close"}
         if api_key:
             self._headers["X-Seq-ApiKey"] = api_key
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        for path in (os.path.dirname(directory), directory):
+            StateDir(path).prepare()
         # A signal's handler may tell something while this thread tells something else.
         self._lock = threading.RLock()
         self._fd, self._size, self._name = -1, 0, ""
-        self._dropped = 0
+        # Lost, not told of yet, and why the last of them were; losing: some were told of since the last 201.
+        self._dropped, self._why, self._losing = 0, "", False
         self._failing = False
         self._pause = 0.0
         self._news, self._stop = threading.Event(), threading.Event()
@@ -81,9 +93,14 @@ class Seq:
             try:
                 if self._fd < 0 or self._size + len(data) > FILE_BYTES:
                     self._begin()
-                self._size += os.write(self._fd, data)
+                if os.write(self._fd, data) < len(data):
+                    # The disk is full: what comes next is not joined to half a line.
+                    os.ftruncate(self._fd, self._size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._size += len(data)
             except (OSError, BesomError):
-                self._dropped += 1
+                self._lose(1, "the buffer cannot be written")
+        self._tell_lost()
         self._news.set()
 
     def close(self, timeout: float) -> None:
@@ -94,19 +111,32 @@ class Seq:
             self._thread.join(timeout)
         with self._lock:
             self._end()
+            self._losing = False
+        self._tell_lost()
 
     def _begin(self) -> None:
         """A new file, which is locked while it is written to, and from before others can see it."""
         self._end()
         names = self._names()
-        for old in names[: max(0, len(names) + 1 - FILES)]:
-            self._dropped += self._drop(old)
-        self._name = f"{time.time_ns():020}-{os.getpid()}.clef"
+        sizes = [self._size_of(name) for name in names]
+        left = sum(sizes)
+        for number, (old, size) in enumerate(zip(names, sizes)):
+            if left + FILE_BYTES <= BUFFER_BYTES and len(names) - number < MOST_FILES:
+                break
+            left -= size
+            self._lose(self._drop(old), "the buffer is full")
+        name = f"{time.time_ns():020}-{os.getpid()}.clef"
         new = os.path.join(self._directory, f".{os.getpid()}.new")
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd, self._size = os.open(new, flags, 0o600), 0
-        try_flock(self._fd)
-        os.rename(new, os.path.join(self._directory, self._name))
+        with suppress(FileNotFoundError):
+            os.unlink(new)
+        fd = os.open(new, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try_flock(fd)
+            os.rename(new, os.path.join(self._directory, name))
+        except (OSError, BesomError):
+            os.close(fd)
+            raise
+        self._fd, self._size, self._name = fd, 0, name
 
     def _end(self) -> None:
         fd, self._fd = self._fd, -1
@@ -116,6 +146,11 @@ class Seq:
     def _names(self) -> list[str]:
         """The files, the oldest first."""
         return sorted(name for name in os.listdir(self._directory) if _NAME.fullmatch(name))
+
+    def _size_of(self, name: str) -> int:
+        with suppress(OSError):
+            return os.lstat(os.path.join(self._directory, name)).st_size
+        return 0  # another process has sent it
 
     def _drop(self, name: str) -> int:
         """Remove a file that nobody sends at the moment; how many lines that were."""
@@ -147,7 +182,7 @@ class Seq:
             stopping = self._stop.wait(self._pause)
             if stopping and self._pause:
                 return
-            if not self._pause:
+            if not (self._pause or stopping):
                 self._news.wait()
                 stopping = self._stop.wait(LINGER_S)
             self._news.clear()
@@ -169,17 +204,24 @@ class Seq:
                 continue
             fd, content = taken
             try:
-                status, reason = self._post(content) if content else (201, "")
-                if status == 201:
-                    self._went_well()
-                elif status in _HOPELESS:
-                    self._report_dropped(content.count(b"\n"), f"the server refuses them ({status})")
-                else:
-                    self._went_wrong(reason)
+                if content and not self._send(content):
                     return
                 os.unlink(os.path.join(self._directory, name))
             finally:
                 os.close(fd)
+
+    def _send(self, content: bytes) -> bool:
+        """Whether the server has the lines now, or will never take them."""
+        status, reason = self._post(content)
+        if status == 201:
+            self._went_well()
+        elif status in _HOPELESS:
+            self._lose(content.count(b"\n"), f"the server refuses them ({status})")
+            self._tell_lost()
+        else:
+            self._went_wrong(reason)
+            return False
+        return True
 
     def _went_well(self) -> None:
         self._pause = 0.0
@@ -187,12 +229,24 @@ class Seq:
             self._failing = False
             self.tell("seq_recovered")
         with self._lock:
-            dropped, self._dropped = self._dropped, 0
-        if dropped:
-            self._report_dropped(dropped, "the buffer was full, or could not be written")
+            self._losing = False
+        self._tell_lost()
 
-    def _report_dropped(self, count: int, reason: str) -> None:
-        self.tell("seq_dropped", events=count, reason=reason)
+    def _lose(self, count: int, reason: str) -> None:
+        with self._lock:
+            self._dropped += count
+            self._why = reason if count else self._why
+
+    def _tell_lost(self) -> None:
+        """Tell of what is lost: the first at once, the rest at the next 201, or at the end.
+
+        What is told is one more event, which may be lost as well: one must not beget the next for ever.
+        """
+        with self._lock:
+            if self._losing or not self._dropped:
+                return
+            dropped, self._dropped, self._losing = self._dropped, 0, True
+        self.tell("seq_dropped", events=dropped, reason=self._why)
 
     def _went_wrong(self, reason: str) -> None:
         self._pause = min(self._pause * 2, LONGEST_PAUSE_S) or FIRST_PAUSE_S
