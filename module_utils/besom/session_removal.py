@@ -55,10 +55,17 @@ class SessionRemover:
                 if found.blocked:
                     return Removal(blocked=found.blocked)
                 moved = self._move(names)
-                # What a full disk had no room for in the trash goes where it is, while that can be finished.
-                left = names[len(moved) :]
-                if left:
-                    removal = _remove_names(cursor, left, path, found.freed)
+                whole = len(moved) == len(names)
+                if not moved:
+                    # On a full disk one blob goes where it is; that may make room for the trash.
+                    removal = _remove_names(cursor, names[-1:], path, found.freed)
+                    if removal.blocked:
+                        return removal
+                    names = names[:-1]
+                    moved = self._move(names)
+                if not whole:
+                    # What the disk had no room for in the trash goes where it is, the metadata last.
+                    removal = _remove_names(cursor, names[len(moved) :], path, found.freed)
                     if removal.blocked or not moved:
                         self.close()
                         return removal
@@ -270,8 +277,6 @@ def finish_sessions(root: Root, cursor: Cursor, trash: str, pending: Pending) ->
             return Removal(blocked=found.blocked or Blocked(path, CHANGED))
         left: Names = ()
         for count, (name, _is_dir) in enumerate(pending.names):
-            if _anew(cursor, pending):
-                return _undo(cursor, trash, lock)
             try:
                 os.rename(name, name, src_dir_fd=cursor.fd, dst_dir_fd=lock)
             except OSError as error:

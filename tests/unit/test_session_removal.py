@@ -237,6 +237,23 @@ def test_on_a_full_disk_a_session_goes_where_it_is(
     assert area.names() == [name for name in two if name[0] == "b"]
 
 
+def test_on_a_full_disk_one_blob_makes_room_for_the_trash(
+    area: Any, two: list[str], pruned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = os.mkdir, []
+
+    def mkdir(*arguments: Any, **options: Any) -> None:
+        seen.append([name for name in area.names() if name in ("a", "a.dat", "a.d", "a.json")])
+        if len(seen) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    assert pruned(area, "sessions", max_age="5d").removed.entries == 1
+    assert [len(names) for names in seen] == [4, 3]
+    assert area.names() == [name for name in two if name[0] == "b"]
+
+
 def test_blobs_that_share_an_inode_free_it_with_the_last_of_them(
     area: Any, session: Any, pruned: Any, allocated: Any
 ) -> None:
