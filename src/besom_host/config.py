@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -187,6 +187,13 @@ def _path(value: Any, name: str) -> str:
     return value
 
 
+def _key_file(value: Any, name: str) -> str:
+    with suppress(UsageError):
+        return _path(value, name)
+    # Not shown: it may be the key itself.
+    raise UsageError(f"{name}: that is not an absolute path; the key itself belongs into seq_api_key.")
+
+
 def _format(value: Any, name: str) -> str:
     if value not in LOG_FORMATS:
         raise UsageError(f"{name}: '{printable(str(value))}' is not one of {', '.join(LOG_FORMATS)}.")
@@ -210,6 +217,9 @@ def _yes_or_no(value: Any, name: str) -> bool:
 
 
 def _seq_url(value: Any, name: str) -> str:
+    if not isinstance(value, str) or "//" not in value:
+        # Not shown: it may be the key.
+        raise UsageError(f"{name}: that is not an http or https URL.")
     url = check_url(value, name)
     if any(sign in url for sign in "@?#"):
         raise UsageError(
@@ -247,7 +257,7 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
     "log_journal": (("log", "journal"), _truth, {"BESOM_LOG_JOURNAL": _yes_or_no}),
     "seq_url": (("log", "seq_url"), _seq_url, {"BESOM_SEQ_URL": _seq_url}),
     "seq_api_key": (("log", "seq_api_key"), _api_key, {"BESOM_SEQ_API_KEY": _api_key}),
-    "seq_api_key_file": (("log", "seq_api_key_file"), _path, {"BESOM_SEQ_API_KEY_FILE": _path}),
+    "seq_api_key_file": (("log", "seq_api_key_file"), _key_file, {"BESOM_SEQ_API_KEY_FILE": _key_file}),
     "textfile": (("metrics", "textfile"), _path, {"BESOM_METRICS_TEXTFILE": _path}),
 }
 _SECTIONS = {
@@ -344,9 +354,11 @@ class _Reader:
         except Exception as error:  # noqa: BLE001 (PyYAML's constructors raise what comes, as for !!int "")
             self.config.readable = False
             mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or "it cannot be parsed"
+            problem = str(getattr(error, "problem", None) or "it cannot be parsed")
+            # A key that begins with * or ! is taken for one of these.
+            problem = re.sub(r"(alias|tag|handle|anchor) .*", r"\1", problem)
             line = mark.line + 1 if mark else 1
-            self.config.problems.append(Problem(line, f"not valid YAML: {printable(str(problem))}."))
+            self.config.problems.append(Problem(line, f"not valid YAML: {printable(problem)}."))
         return None
 
     def _find_lines(self, node: yaml.Node, place: tuple[Any, ...], count: list[int]) -> None:

@@ -51,7 +51,6 @@ class Daemon:
             since=time.time(),
             config=config.path,
             stop_timeout=config.stop_timeout,
-            warnings=config.sentences,
         )
         self.asked = self.reload_asked = False
         self.drain_signal = 0
@@ -194,7 +193,7 @@ class Daemon:
             "outcome": found.result,
             "removed_entries": found.removed_entries,
             "freed_bytes": found.freed_bytes,
-            "messages": found.outcome.messages[:_MOST_MESSAGES],
+            "messages": [log.shown(message) for message in found.outcome.messages[:_MOST_MESSAGES]],
         }
         if found.result != "interrupted":
             self.status.answered = number
@@ -233,7 +232,7 @@ class Daemon:
         config = read(self.config.path or find(None, self.env), self.env)
         in_file = [config.sentence(problem) for problem in config.problems if problem.in_file]
         if in_file:
-            self.status.reload_error = " ".join(in_file[:_MOST_MESSAGES])
+            self.status.reload_error = log.shown(" ".join(in_file[:_MOST_MESSAGES]))
             log.tell("reload_refused", reason=self.status.reload_error)
         else:
             self._take(config)
@@ -249,7 +248,6 @@ class Daemon:
         config.state_dir = self.config.state_dir
         self.config = config
         self.status.reload_error = ""
-        self.status.warnings = config.sentences
         self.status.stop_timeout = config.stop_timeout
         refusals = log.configure(config)
         log.tell("reloaded", stores=len(config.stores))
@@ -260,6 +258,8 @@ class Daemon:
             log.tell("log_refused", reason=sentence)
         for sentence in self.config.sentences:
             log.tell("config_problem", problem=sentence)
+        # Anybody may read the status.
+        self.status.warnings = [log.shown(sentence) for sentence in self.config.sentences]
 
     def _publish(self, state: str) -> None:
         """Tell whoever asks how the daemon is."""

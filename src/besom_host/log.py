@@ -21,7 +21,7 @@ from besom.units import printable
 from . import journal
 from .config import Config
 from .events import ERROR, EVENTS, WARNING, Event
-from .secret import Secrets
+from .secret import Secrets, passwords
 
 # Together they stay below what one datagram takes.
 _LONGEST_TEXT = 4000
@@ -145,6 +145,21 @@ class File:
         # Nobody who makes the log a FIFO and does not read it shall hold besom up.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         self._fd = os.open(self._path, flags, 0o644)
+        self._torn = self._ends_torn()
+
+    def _ends_torn(self) -> bool:
+        """Whether a full disk, or the death of its writer, has left half a line at the end."""
+        size = os.fstat(self._fd).st_size
+        if not size:
+            return False
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return False  # it may be written but not read
+        try:
+            return os.pread(fd, 1, size - 1) not in (b"\n", b"")
+        finally:
+            os.close(fd)
 
     def _moved(self) -> bool:
         try:
@@ -161,7 +176,7 @@ class File:
                 self._open()
             line = (self._form(record) + "\n").encode("utf-8", "backslashreplace")
             # One call, so that the lines of several writers never mix; the disk may be full half-way.
-            if self._torn:
+            if self._torn and os.fstat(self._fd).st_size:
                 line = b"\n" + line
             written = os.write(self._fd, line)
             if written:
@@ -232,6 +247,11 @@ def _record(name: str, fields: dict[str, Any]) -> Record:
     return Record(time.time(), event, shown, event.sentence.format(**words), exception)
 
 
+def shown(text: str) -> str:
+    """The text as it may be told to anybody: in one line, cut, without secrets."""
+    return str(_plain(text))
+
+
 def _plain(value: Any, longest: int = _LONGEST_TEXT, lines: bool = False) -> Any:
     """A number that JSON has, or a text that forges no line and shows no secret."""
     if isinstance(value, float):
@@ -271,14 +291,14 @@ def configure(config: Config, once: bool = False) -> list[str]:
     if not once:
         _last_resort.append(stderr)
     api_key = config.seq_api_key
-    _secrets = Secrets([api_key, *_passwords(config.redis_url)], os.environ)
+    _secrets = Secrets([api_key, *passwords(config.redis_url)], os.environ)
     if config.seq_url:
         try:
             # Threads, sockets and TLS: nothing that a daemon without it should carry.
             from .seq import Seq, read_api_key
 
             api_key = api_key or read_api_key(config.seq_api_key_file)
-            _secrets = Secrets([api_key, *_passwords(config.redis_url)], os.environ)
+            _secrets = Secrets([api_key, *passwords(config.redis_url)], os.environ)
             _shippers.append(Seq(config.seq_url, api_key, os.path.join(config.state_dir, "seq"), tell))
         except Exception as error:  # noqa: BLE001 (whatever is the matter with it, the work goes on)
             refusals.append(f"Seq gets no events: {_reason(error)}")
@@ -291,11 +311,6 @@ def _reason(error: Exception) -> str:
         return str(error) or repr(error)
     where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     return f"{where}{error.strerror or error}."
-
-
-def _passwords(url: str) -> list[str]:
-    login = url.rpartition("@")[0].partition("//")[2]
-    return [login.partition(":")[2]] if login else []
 
 
 def close(timeout: float = 0.0) -> None:

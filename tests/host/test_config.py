@@ -207,6 +207,14 @@ def test_no_message_about_a_key_shows_it(tmp_path: Path) -> None:
     config = read(file, {"BESOM_SEQ_API_KEY": "hunter2 hunter2", "BESOM_SEQ_URL": "ftp://x:hunter2@y"})
     assert len(config.problems) == 3
     assert "hunter2" not in " ".join(config.sentences)
+    # In the place of another setting, or where YAML makes something else of it.
+    for text in ("seq_api_key_file: hunter2", "seq_url: {key: hunter2}", "seq_url: hunter2"):
+        config = read(write(tmp_path, f"log: {{{text}}}"), {})
+        assert len(config.problems) == 1
+        assert "hunter2" not in config.sentences[0]
+    for sign in ("*", "!", "!hunter2!", "&hunter2 1\n  x: &"):
+        config = read(write(tmp_path, f"log:\n  seq_api_key: {sign}hunter2"), {})
+        assert "hunter2" not in " ".join(config.sentences)
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

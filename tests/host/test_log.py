@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -78,6 +79,12 @@ SECRETS = [
     "X-Seq-ApiKey: {}",
     '{{"token": "{}"}}',
     "MY_SECRET={}",
+    "pass={}",
+    "pwd: {}",
+    "passphrase={}",
+    "access_key={}",
+    "pg_dump --db-password {}",
+    "curl -u bob:{}",
 ]
 
 
@@ -119,21 +126,42 @@ def test_ordinary_sentences_are_told_as_they_are() -> None:
         "lock_timeout: 'soon' is not a duration",
         "https://mirror/a/b.tar.gz answered 404",
         "/srv/a@b: Permission denied",
+        "compass: 12 passed; besom prune --max-age 3d",
     ):
-        assert Secrets(environment={"HOME": "/srv"}).hide(text) == text
+        assert (
+            Secrets(environment={"HOME": "/srv", "PWD": "/srv/gems", "PASSENGER": "passed"}).hide(text)
+            == text
+        )
 
 
+@pytest.mark.parametrize(
+    "name", ["MYSQL_PWD", "SSHPASS", "DB_PASS", "RESTIC_PASSPHRASE", "GITHUB_PAT", "SIGNING_KEY"]
+)
+def test_values_of_the_environment_are_hidden_however_they_are_written(name: str) -> None:
+    value = "ab\\cd'e\u2028f"
+    secrets = Secrets(environment={name: value, "DATABASE_URL": "postgres://bob:hunter%402@db/x"})
+    for form in (value, printable(value), repr(value), "hunter%402", "hunter@2"):
+        assert re.fullmatch("it says ['\"]?[*]{3}['\"]?[.]", secrets.hide(f"it says {form}."))
+    assert secrets.hide("it says ghp_0123456789abcdef.") == "it says ***."
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "restart", "truncated"])
 def test_a_line_that_a_full_disk_has_torn_spoils_no_other(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
-    log.configure(Config(log_format="clef", log_file=str(place)))
+    config = Config(log_format="clef", log_file=str(place))
+    log.configure(config)
     whole = os.write
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda fd, data: whole(fd, data[:10]))
         log.tell("run_began", cause="due")
+    if meanwhile == "restart":
+        log.configure(config)
+    if meanwhile == "truncated":
+        os.truncate(place, 0)
     log.tell("run_began", cause="due")
-    torn, line, end = place.read_text().split("\n")
-    assert len(torn) == 10
+    *torn, line, end = place.read_text().split("\n")
+    assert [len(part) for part in torn] == ([] if meanwhile == "truncated" else [10])
     assert check(line)["cause"] == "due"
     assert end == ""
 
@@ -214,6 +242,22 @@ def test_what_a_person_removes_is_told_as_well(host: Host) -> None:
     assert (done.status, done.stderr) == (0, "")
     (line,) = told(place)
     assert (line["event"], line["removed_entries"], line["entries_after"]) == ("prune_done", 2, 3)
+
+
+def test_the_status_that_anybody_may_read_shows_no_secret(host: Host) -> None:
+    hook = "echo curl: password=hunter2 https://u:hunter2@h/x; false"
+    gems = {"name": "gems", "path": str(host.store), "layout": "files", "max_entries": 3}
+    host.env = {"GEMS_TOKEN": "hunter2", "BESOM_INTERVAL": "hunter2"}
+    host.configure(stores=[{**gems, "before_prune": hook}])
+    host.fill(5)
+    host.start()
+    now = host.daemon("status")
+    assert "password=***" in " ".join(now["last_run"]["messages"])
+    assert "BESOM_INTERVAL" in " ".join(now["warnings"])
+    host.configure(stores=[{**gems, "layout": "hunter2"}])
+    assert "layout" in host.daemon("reload").stderr
+    assert "hunter2" not in (host.state_dir / "status.json").read_text()
+    assert "hunter2" not in host.log
 
 
 def test_hostile_text_is_searched_in_bounded_time() -> None:
