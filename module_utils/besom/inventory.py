@@ -25,6 +25,7 @@ from .tree import (
     FOR_SESSIONS,
     LATEST,
     SESSIONS_TRASH,
+    SWAP,
     TRASH,
     Blocked,
     Cursor,
@@ -408,6 +409,9 @@ def read_trees(
             blocked = Blocked(cursor.path(name), "cannot be removed: the store cannot be written", True)
         elif not blocked and sticky_forbids(sticky, own):
             blocked = Blocked(cursor.path(name), "belongs to another user, in a sticky directory", True)
+        elif not blocked and SWAP.fullmatch(name):
+            # It may be the only copy; the next installation knows.
+            blocked = Blocked(cursor.path(name), "was left by an installation that was cut off", False)
         if blocked:
             found.note(blocked)
         if whole or not blocked:

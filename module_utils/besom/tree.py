@@ -30,6 +30,9 @@ TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}")
 # What is in one of these, and what is still beside it, is one removal: only sessions.py can tell.
 SESSIONS_TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}-sessions")
 FOR_SESSIONS = "the trash of a prune of sessions; prune this store with layout sessions to finish it"
+# A tree that is replaced, or the one that replaces it, on its way; the first digits are the inode of the
+# old one, which tells the two from each other after a crash.
+SWAP = re.compile(r"\.besom-swap-(.+)-([0-9a-f]{1,16})-[0-9a-f]{8}", re.DOTALL)
 CHANGED = "changed_since_plan"
 
 # linux/fs.h; the value of _IOR('f', 1, long) where long has 64 bits, and where it has 32.
