@@ -17,6 +17,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from .cutoff import Cutoff
+from .fetch import body_length
 
 # A server, as one connection serves it: scheme, host, port (None: the usual one).
 _Server = tuple[str, str, "int | None"]
@@ -27,10 +28,10 @@ _STEP_MS = 50
 
 
 class _Wire(io.RawIOBase):
-    """What a response is read from. Its head has to come by deadline, in seconds of time.monotonic."""
+    """What a response is read from. What is due has to come by deadline, in seconds of time.monotonic."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._deadline = deadline
+        self._deadline, self._ended = deadline, False
         self._sock = sock
         # It keeps the socket open for as long as this is, as http.client expects.
         self._raw = sock.makefile("rb", buffering=0)
@@ -39,14 +40,24 @@ class _Wire(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self._ended:
+            return 0
         if self._deadline < float("inf"):
             _limit(self._sock, self._deadline)
         return self._raw.readinto(buffer)
 
     def relax(self, timeout: float) -> None:
-        """The head is there; from now on each read may take timeout seconds."""
+        """From now on each read may take timeout seconds."""
         self._deadline = float("inf")
         self._sock.settimeout(timeout)
+
+    def hurry(self, timeout: float) -> None:
+        """From now on all reads together may take timeout seconds."""
+        self._deadline = time.monotonic() + timeout
+
+    def end(self) -> None:
+        """From now on nothing comes."""
+        self._ended = True
 
     def fileno(self) -> int:
         return self._raw.fileno()
@@ -73,11 +84,19 @@ class _Response(HTTPResponse):
         self.fp.close()
         self._wire = _Wire(sock, deadline)
         self.fp = io.BufferedReader(self._wire, _HEAD)
-        self._began = False
+        self._began = self._more = False
+
+    def begin(self) -> None:
+        """Read the head of the answer; interim ones before it are passed over (RFC 9110, 15.2)."""
+        super().begin()
+        # http.client passes over 100 alone. What goes on for ever is ended by the deadline.
+        while self.status < 200 and self.status != 101:
+            self.headers = None  # type: ignore[assignment]
+            super().begin()
 
     def answered(self, home: Connections, connection: _Line, timeout: float) -> None:
         """Its head is there; connection is home's, and each read of the body may take timeout seconds."""
-        self._home, self._connection = home, connection
+        self._home, self._connection, self._timeout = home, connection, timeout
         self._wire.relax(timeout)
 
     def readinto1(self, buffer: Any) -> int:
@@ -95,13 +114,39 @@ class _Response(HTTPResponse):
         self.length -= count
         return count
 
+    def _read_next_chunk_size(self) -> Any:
+        # http.client reads lines until it has one: they must not drip either.
+        self._wire.hurry(self._timeout)
+        size = super()._read_next_chunk_size()  # type: ignore[misc]
+        self._wire.relax(self._timeout)
+        return size
+
+    def _read_and_discard_trailer(self) -> None:
+        """Trailers are left: nobody looks at them, they may go on for ever, and it is not kept anyway."""
+
     def close(self) -> None:
-        # What is chunked has no end that is known before it is read.
-        whole = self.length == 0 and not self.chunked and not self.will_close
         super().close()
         home, self._home = self._home, None
         if home:
-            home.take_back(self._connection, whole)
+            home.take_back(self._connection, self._is_whole)
+
+    def _close_conn(self) -> None:
+        # http.client calls it at the end of a body, or as it is closed. What has come beyond the end
+        # with the head nobody asked for.
+        self._wire.end()
+        self._more = bool(self.fp.peek(1))
+        super()._close_conn()  # type: ignore[misc]
+
+    @property
+    def _is_whole(self) -> bool:
+        # What is chunked has no end that is known before it is read; after 101 nothing is HTTP.
+        if self.length != 0 or self.chunked or self.will_close or self.status == 101:
+            return False
+        try:
+            body_length(self.headers)
+        except ValueError:
+            return False
+        return not self._more
 
 
 class _Line(HTTPConnection):
@@ -180,9 +225,11 @@ class _Line(HTTPConnection):
     @property
     def is_quiet(self) -> bool:
         """Whether nothing came since the last answer: neither its end, nor what nobody asked for."""
+        # What TLS has read already is not in the socket any more.
+        pending = getattr(self.sock, "pending", int)()
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
-        return not poll.poll(0)
+        return not pending and not poll.poll(0)
 
 
 class Connections:

@@ -90,6 +90,24 @@ def redact(url: str) -> str:
     return printable(re.split(r"[?#]", re.sub(secret, "", url))[0])
 
 
+def body_length(headers: Any) -> int:
+    """Bytes of a body as the headers of its answer tell, -1 where only its end does (RFC 9112, 6.3).
+
+    Raises ValueError where http.client and these headers may not mean the same bytes.
+    """
+    codings = [text.lower() for text in headers.get_all("Transfer-Encoding", [])]
+    if codings == ["chunked"]:
+        return -1
+    if codings not in ([], ["identity"]):
+        raise ValueError("the server answers in a transfer coding that besom does not read")
+    # One length may be told many times (RFC 9110, 8.6).
+    lengths = {text.strip(" \t") for text in ",".join(headers.get_all("Content-Length", [])).split(",")}
+    text = lengths.pop()
+    if lengths or not re.fullmatch(r"[0-9]{0,18}", text):
+        raise ValueError("the server answers with a Content-Length that is none")
+    return int(text or -1)
+
+
 def content_length(url: str, opener: Opener) -> int | None:
     """Bytes of what url names: HEAD first, then a GET of its first byte; None when the server does not say.
 

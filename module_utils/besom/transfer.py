@@ -14,13 +14,13 @@ import time
 import urllib.parse
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from .cutoff import Cutoff
 from .durable import Draft
 from .errors import BesomError, UsageError
-from .fetch import Opener, check_url, redact
+from .fetch import Opener, body_length, check_url, redact
 from .origin import Origin, digest_of, read_origin, said, write_origin
 from .units import format_duration, printable
 
@@ -167,9 +167,11 @@ class Reply:
 
     @property
     def length(self) -> int:
-        """What Content-Length says of this very body, or -1 (also under another framing: RFC 9112, 6.3)."""
-        text = "" if self.headers.get("Transfer-Encoding") else self.headers.get("Content-Length", "") or ""
-        return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
+        """Bytes of this very body, or -1. Raises BesomError where that cannot be told for sure."""
+        try:
+            return body_length(self.headers)
+        except ValueError as error:
+            raise BesomError(f"{redact(self.url)} cannot be fetched: {error}.") from None
 
     @property
     def start_and_total(self) -> tuple[int, int]:
@@ -451,19 +453,24 @@ class Transfer:
 
     def _begin(self, draft: Draft, reply: Reply) -> int:
         """Make the draft ready for the body of reply; returns the size of the whole, -1 where unknown."""
+        length = reply.length if reply.status in (200, 206) else -1
         if reply.status == 206 and self._done:
             start, total = reply.start_and_total
             now = said(self._source.url, reply.headers, total)
             # Without the validators of a 206 the server vouches with the status alone (RFC 9110, 15.3.7).
-            same = not now.if_range or now.if_range == self._origin.if_range
-            if start == self._done and same and total in (-1, self._origin.size):
-                return self._origin.size
+            told, known = (now.etag, self._origin.etag) if now.etag else (now.modified, self._origin.modified)
+            total = self._origin.size if total < 0 else total
+            # Where nobody tells how much the whole is, the part may end before it does.
+            fits = start == self._done and total >= 0 and self._origin.size in (-1, total)
+            if fits and told in ("", known):
+                self._origin = replace(self._origin, size=total)
+                return total
         elif reply.status == 200:
             self._start_over(draft)
-            self._origin = said(self._source.url, reply.headers, reply.length)
+            self._origin = said(self._source.url, reply.headers, length)
             if self._origin.if_range:
                 write_origin(draft.fd, self._origin)
-            return reply.length
+            return length
         elif reply.status in _TRANSIENT:
             raise _Again(f"the server answers {reply.status}", self._retry_after(reply))
         if reply.status in (206, 416):

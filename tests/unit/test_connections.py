@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.host.mirror import PATIENCE_S, Mirror, Status, reset, serve, truncated
 
-from besom.connections import Connections
+from besom.connections import Connections, _Line
 from besom.cutoff import Cut, Cutoff
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -94,14 +94,104 @@ def test_what_nobody_asked_for_is_not_taken_for_an_answer(mirror: Mirror) -> Non
 
 
 @contextlib.contextmanager
-def dripping() -> Iterator[str]:
+def scripted(*answers: str) -> Iterator[tuple[str, list[socket.socket]]]:
+    """A server with an answer to each request in turn; and the connections that it had."""
+    left, clients = list(answers), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while left:
+                client, _address = server.accept()
+                clients.append(client)
+                with client, contextlib.suppress(OSError):
+                    while left and client.recv(65536):
+                        client.sendall(left.pop(0).replace("\n", "\r\n").encode())
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/", clients
+
+
+OK = "HTTP/1.1 200 OK\n"
+SECOND = f"{OK}Content-Length: 6\n\nsecond"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_an_interim_answer_is_not_the_answer(method: str) -> None:
+    interim = "HTTP/1.1 102 Processing\n\nHTTP/1.1 103 Early Hints\nContent-Length: 4\n\n"
+    first = f"{interim}{OK}Content-Length: 5\n\n" + ("first" if method == "GET" else "")
+    connections = Connections(PATIENCE_S)
+    with scripted(first, SECOND) as (url, clients):
+        assert read(connections, url, method) == (b"first" if method == "GET" else b"")
+        assert read(connections, url) == b"second"
+        assert len(clients) == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/1.1 101 Switching Protocols\nUpgrade: h2c\n",
+        f"{OK}Content-Length: 0\nTransfer-Encoding: gzip, chunked\n",
+        f"{OK}Content-Length: 0\nContent-Length: 5\n",
+    ],
+)
+def test_one_whose_answer_has_no_sure_end_is_not_kept(head: str) -> None:
+    connections = Connections(PATIENCE_S)
+    with scripted(f"{head}\n", SECOND) as (url, clients):
+        assert read(connections, url) == b""
+        assert read(connections, url) == b"second"
+        assert len(clients) == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_one_with_more_than_was_asked_for_is_not_kept(method: str) -> None:
+    """Though what is more came with the head, so that nothing waits in the socket."""
+    connections = Connections(PATIENCE_S)
+    with scripted(f"{OK}Content-Length: 4\n\nmore" + "!" * (method == "GET"), SECOND) as (url, clients):
+        assert read(connections, url, method) == (b"more" if method == "GET" else b"")
+        assert read(connections, url) == b"second"
+        assert len(clients) == 2
+
+
+def test_what_tls_has_read_already_is_not_the_next_answer() -> None:
+    """One record: 8192 bytes of it are read with the head, the rest waits decrypted, not in the socket."""
+    line = _Line(("https", "host", None), None)
+    line.sock, theirs = socket.socketpair()
+    with theirs, line.sock:
+        assert line.is_quiet
+        line.sock = Decrypted(fileno=line.sock.detach())
+        assert not line.is_quiet
+        line.sock.close()
+
+
+class Decrypted(socket.socket):
+    """As an ssl.SSLSocket that has read a record, of which a part was asked for."""
+
+    def pending(self) -> int:
+        return 5
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+
+
+def test_trailers_that_drip_are_not_waited_for() -> None:
+    with dripping(CHUNKED + b"0\r\nX-Long: ") as url:
+        assert read(Connections(PATIENCE_S), url) == b"hello"
+
+
+def test_the_size_of_a_chunk_that_drips_is_given_up() -> None:
+    with dripping(CHUNKED + b"5;") as url, pytest.raises(socket.timeout):
+        read(Connections(0.3), url)
+
+
+@contextlib.contextmanager
+def dripping(head: bytes = b"HTTP/1.1 200 OK\r\nX-Long: ") -> Iterator[str]:
     """A server whose answer comes byte by byte, and has no end."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def drip() -> None:
             client, _address = server.accept()
             with client, contextlib.suppress(OSError):
-                client.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                client.sendall(head)
                 client.settimeout(0.02)
                 while True:
                     client.sendall(b"x")

@@ -1,6 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 from __future__ import annotations
 
+import email
 import email.utils
 import hashlib
 import http.client
@@ -174,7 +175,7 @@ class Body:
     """A body that comes byte by byte."""
 
     status = 200
-    headers: dict[str, str] = {"Content-Length": "1000000"}  # noqa: RUF012
+    headers = email.message_from_string("Content-Length: 1000000\n\n")
 
     def readinto1(self, buffer: memoryview) -> int:
         buffer[0] = 0
@@ -191,19 +192,85 @@ def test_what_crawls_is_given_up(place: Place) -> None:
         place.fetch(source, opener=lambda *args, **more: Body(), clock=clock, retries=1)
 
 
-def test_the_length_of_a_chunked_body_is_not_what_a_header_says(place: Place) -> None:
-    def opener(url: str, **_more: Any) -> Any:
+class Scripted:
+    """An opener whose answers are what a server sent, in order, and then hung up."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+    def __call__(self, _url: str, **_more: Any) -> Any:
         ours, theirs = socket.socketpair()
         with theirs:
-            theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n")
-            theirs.sendall(b"6\r\nabcdef\r\n0\r\n\r\n")
+            theirs.sendall(self.answers.pop(0).replace("\n", "\r\n").encode())
         with ours:
             response = http.client.HTTPResponse(ours)
             response.begin()
         return response
 
-    place.fetch(read_source("http://host/a"), opener=opener)
+
+OK, PART = "HTTP/1.1 200 OK\n", "HTTP/1.1 206 Partial Content\n"
+
+
+def test_the_length_of_a_chunked_body_is_not_what_a_header_says(place: Place) -> None:
+    answer = f"{OK}Content-Length: 3\nTransfer-Encoding: chunked\n\n6\nabcdef\n0\n\n"
+    place.fetch(read_source("http://host/a"), opener=Scripted(answer))
     assert place.content == b"abcdef"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    ["Content-Length: 6 ", "Content-Length: 6\nTransfer-Encoding: identity", "Content-Length: 6, 6"],
+)
+def test_a_length_in_any_form_is_heeded(place: Place, headers: str) -> None:
+    answers = [f"{OK}{headers}\n\n{body}" for body in ("abc", "abcdef")]
+    place.fetch(read_source("http://host/a"), opener=Scripted(*answers))
+    assert place.content == b"abcdef"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Content-Length: +6",
+        "Content-Length: -6",
+        "Content-Length: 0_6",
+        "Content-Length: 5\nContent-Length: 6",
+        "Transfer-Encoding: chunked ",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked\nTransfer-Encoding: gzip",
+        "Transfer-Encoding: gzip",
+    ],
+)
+def test_what_ends_nobody_knows_where_is_refused(place: Place, headers: str) -> None:
+    with pytest.raises(
+        BesomError, match=r"the server answers (in a transfer coding|with a Content-Length) that"
+    ):
+        place.fetch(read_source("http://host/a"), opener=Scripted(f"{OK}{headers}\n\n6\nabcdef\n0\n\n"))
+    assert place.names == []
+
+
+FIRST = f'{OK}ETag: "1"\nLast-Modified: Mon\nContent-Length: 6\n\nabc'
+ENDLESS = f'{OK}ETag: "1"\nTransfer-Encoding: chunked\n\n3\nabc\n'
+REST = "Content-Length: 3\nContent-Range: bytes 3-5/6\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "part", "used"),
+    [
+        (FIRST, f"{REST}\ndef", True),
+        (FIRST, f'ETag: "1"\nLast-Modified: of this mirror\n{REST}\ndef', True),
+        (FIRST, f"Last-Modified: Mon\n{REST}\ndef", True),
+        (FIRST, f'ETag: W/"2"\n{REST}\nxyz', False),
+        (FIRST, f"Last-Modified: Tue\n{REST}\nxyz", False),
+        (ENDLESS, f"{REST}\ndef", True),
+        (ENDLESS, "Content-Length: 3\nContent-Range: bytes 3-5/*\n\nd", False),
+    ],
+)
+def test_a_part_goes_on_from_what_is_there_if_it_belongs_to_it(
+    place: Place, first: str, part: str, used: bool
+) -> None:
+    opener = Scripted(first, f"{PART}{part}", f"{OK}Content-Length: 6\n\nABCDEF")
+    place.fetch(read_source("http://host/a"), opener=opener)
+    assert place.content == (b"abcdef" if used else b"ABCDEF")
 
 
 @pytest.mark.parametrize("etag", ['"1"', '"2"'])
