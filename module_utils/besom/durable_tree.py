@@ -38,13 +38,10 @@ from .mounts import mount_of
 from .report import Report
 from .root import Root, open_directory
 from .run import Run
-from .tree import TRASH, Blocked, Cursor, Removal, finish_trash, measure, remove_tree, walk
+from .tree import SWAP, TRASH, Blocked, Cursor, Removal, finish_trash, measure, remove_tree, walk
 from .units import printable
 from .walk import components
 
-# A tree that is replaced, or the one that replaces it, on its way; the first digits are the inode of the
-# old one, which tells the two from each other after a crash.
-_SWAP = re.compile(r"\.besom-swap-(.+)-([0-9a-f]{1,16})-[0-9a-f]{8}", re.DOTALL)
 _OLD = re.compile(r"\.besom-old-(.+)-\d{8}T\d{6}\.\d{6}", re.DOTALL)
 AROUND = len(".besom-swap-") + len("-0123456789abcdef-01234567")
 _ATTEMPTS = 100
@@ -346,7 +343,7 @@ def _temps_in(fd: int) -> list[tuple[str, bool]]:
     return [
         (name, is_dir)
         for name, is_dir in names
-        if any(kind.fullmatch(name) for kind in ((TREE, TRASH, _SWAP) if is_dir else (ORPHAN,)))
+        if any(kind.fullmatch(name) for kind in ((TREE, TRASH, SWAP) if is_dir else (ORPHAN,)))
     ]
 
 
@@ -355,7 +352,7 @@ def _tidy(cursor: Cursor, name: str, is_dir: bool, table: LockTable, report: Rep
 
     Raises OSError.
     """
-    path, swap = cursor.path(name), _SWAP.fullmatch(name)
+    path, swap = cursor.path(name), SWAP.fullmatch(name)
     if swap and (done := _meant(cursor, name, swap[1], int(swap[2], 16), now)):
         better, reason, said = done
         if not better:

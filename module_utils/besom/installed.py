@@ -69,7 +69,10 @@ def read_mark(root: Root, name: str) -> Mark | None:
     for one, like in ((mark, Mark()), (origin, NOWHERE)):
         if any(type(getattr(one, f.name)) is not type(getattr(like, f.name)) for f in fields(one)):
             return None
-    return mark
+    # Whoever has the tree may have written it; it is shown, and sent to servers.
+    told = (mark.url, mark.checksum, mark.installed, origin.etag, origin.modified)
+    sent = origin.etag + origin.modified
+    return mark if all(map(str.isprintable, told)) and sent.isascii() else None
 
 
 def write_mark(tree_fd: int, path: str, mark: Mark) -> None:

@@ -23,6 +23,7 @@ from .selection import CHUNK, Chunk
 from .tree import (
     EARLIEST,
     LATEST,
+    SWAP,
     TRASH,
     Blocked,
     Cursor,
@@ -387,6 +388,9 @@ def read_trees(
             blocked = Blocked(cursor.path(name), "cannot be removed: the store cannot be written", True)
         elif not blocked and sticky_forbids(sticky, own):
             blocked = Blocked(cursor.path(name), "belongs to another user, in a sticky directory", True)
+        elif not blocked and SWAP.fullmatch(name):
+            # It may be the only copy; the next installation knows.
+            blocked = Blocked(cursor.path(name), "was left by an installation that was cut off", False)
         if blocked:
             found.note(blocked)
         if whole or not blocked:

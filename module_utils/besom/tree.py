@@ -28,6 +28,9 @@ Shared = dict[tuple[int, int], list[int]]
 
 # What is in one of sessions, and what is still beside it, is one removal: see sessions.py.
 TRASH = re.compile(r"\.besom-trash-[0-9a-f]{16}(-sessions)?")
+# A tree that is replaced, or the one that replaces it, on its way; the first digits are the inode of the
+# old one, which tells the two from each other after a crash.
+SWAP = re.compile(r"\.besom-swap-(.+)-([0-9a-f]{1,16})-[0-9a-f]{8}", re.DOTALL)
 CHANGED = "changed_since_plan"
 
 # linux/fs.h; the value of _IOR('f', 1, long) where long has 64 bits, and where it has 32.

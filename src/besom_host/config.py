@@ -36,11 +36,15 @@ _MOST_NODES = 100_000
 
 @dataclass(frozen=True)
 class Problem:
-    """What is malformed, in a sentence; line: from 1, 0 where there is none; in_file: it is no variable."""
+    """What is malformed, in a sentence; line: from 1, 0 where there is none; in_file: it is no variable.
+
+    alone: of a variable, the sentence without what is done instead, for who does nothing.
+    """
 
     line: int
     message: str
     in_file: bool = True
+    alone: str = ""
 
 
 @dataclass
@@ -114,7 +118,7 @@ def load(flag: str | None, env: Mapping[str, str]) -> Config:
     """The configuration of a command. Raises UsageError for the first problem, naming file, line and key."""
     config = read(find(flag, env), env)
     if config.problems:
-        raise UsageError(config.sentences[0])
+        raise UsageError(config.problems[0].alone or config.sentences[0])
     return config
 
 
@@ -413,7 +417,7 @@ class _Reader:
         except UsageError as error:
             sentence = f"{error} {instead}"
             if not any(problem.message == sentence for problem in self.config.problems):
-                self.config.problems.append(Problem(0, sentence, in_file=False))
+                self.config.problems.append(Problem(0, sentence, in_file=False, alone=str(error)))
 
     def read_settings(self) -> None:
         for name, (keys, reading, variables) in _SETTINGS.items():

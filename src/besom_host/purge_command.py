@@ -29,6 +29,9 @@ def purge_command(options: Namespace, shutdown: Shutdown) -> int:
         raise UsageError(
             "Nothing is named; give an ID, --older-than or --group (clean --all empties stores)."
         )
+    if group == "":
+        # An unset variable of a shell, more likely than what has no group.
+        raise UsageError("--group is empty; name a group.")
     config = load(options.config, os.environ)
     store = store_of(options, config, options.store, limits_required=False)
     check_roots([store], [], skip_missing=False)

@@ -156,6 +156,9 @@ def test_the_environment_stands_above_the_file_and_what_is_malformed_in_it_does_
     for name, problem in zip(list(env)[1:], config.problems):
         assert name in problem.message
         assert "is in force" in problem.message
+    # A command that ends with it says nothing of what is in force.
+    with pytest.raises(UsageError, match=r"^BESOM_STATE_DIR: 'x' is not an absolute path\.$"):
+        load(file, {"BESOM_STATE_DIR": "x"})
 
 
 def test_a_limit_that_cannot_be_read_from_the_environment_leaves_the_store_alone(tmp_path: Path) -> None:

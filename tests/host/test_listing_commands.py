@@ -118,6 +118,7 @@ BAD = [
     (("purge", "gems", "--older-than", "0", "--yes"), "--older-than: '0'"),
     (("purge", "gems", "--yes", "a\\gem"), "lone backslash"),
     (("purge", "gems", "--yes", "--group", "red"), "group needs the layout sessions"),
+    (("purge", "gems", "--yes", "--group", ""), "--group is empty"),
     (("purge", "{}/gems", "a.gem", "--yes"), "A PATH needs --layout files"),
     (("stats", "--config", "/dev/null"), "No store is configured"),
 ]

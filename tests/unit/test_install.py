@@ -328,6 +328,8 @@ def test_what_besom_has_not_installed_can_be_replaced(mirror: Mirror, place: Pla
         "{}",
         '{"origin": {}}',
         '{"origin": {"source": 1}}',
+        r'{"origin": {"source": ""}, "url": "http://x/\u001b[2J\nTASK [forged]"}',
+        r'{"origin": {"source": "", "etag": "a\r\nX-Injected: 1"}}',
         pytest.param("[" * 100_000, id="deep"),
     ],
 )

@@ -58,6 +58,18 @@ def test_exactly_the_oldest_trees_go_whole(
     assert report.bytes_after == before - report.removed.bytes == allocated(area, directories=True)
 
 
+def test_what_an_installation_that_was_cut_off_has_left_stays(
+    area: Any, pruned_trees: Callable[..., Any]
+) -> None:
+    """It may be the only copy of the tree that it was to replace."""
+    swap = ".besom-swap-app-1f-01234567"
+    area.tree(swap, 9, {"one": 4096})
+    area.tree("a", 3, {"one": 4096})
+    report = pruned_trees(area, max_age="1d")
+    assert os.listdir(area.path) == [swap]
+    assert [item["path"] for item in report.kept.items] == [area.at(swap)]
+
+
 def test_the_age_of_a_tree_is_that_of_its_newest_part(area: Any, pruned_trees: Callable[..., Any]) -> None:
     four_trees(area)
     area.file("d/sub/deep/new", days=1)
