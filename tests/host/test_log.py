@@ -262,7 +262,7 @@ def test_the_status_that_anybody_may_read_shows_no_secret(host: Host) -> None:
 
 def test_hostile_text_is_searched_in_bounded_time() -> None:
     began = time.monotonic()
-    for part in ("a-", "://", "token", "token: '", "x://@ ", "password ", "cookie:", "bearer "):
+    for part in ("a-", "://", "--token", "-u a ", "token: '", "x://@ ", "cookie:", "bearer "):
         Secrets().hide(part * (8000 // len(part)))
     assert time.monotonic() - began < 10
 
