@@ -208,6 +208,23 @@ def test_trash_of_a_stranger_begins_nothing(area: Any, two: list[str], pruned: A
     assert area.names() == sorted([TRASH, f"{TRASH}/a.json", *(name for name in two if name != "a.json")])
 
 
+def test_trash_that_others_can_enter_begins_nothing(area: Any, two: list[str], pruned: Any) -> None:
+    begin(area, "a.json")
+    (area.path / TRASH).chmod(0o710)
+    before = area.names()
+    assert not pruned(area, "sessions", max_age="5d").changed
+    assert area.names() == before
+
+
+def test_a_directory_that_cannot_be_moved_keeps_its_session(
+    area: Any, two: list[str], pruned: Any, reasons: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = os.stat(area.at("a.d")).st_ino
+    monkeypatch.setattr("besom.sessions.can_write", lambda fd: os.fstat(fd).st_ino != fixed)
+    report = pruned(area, "sessions", max_age="5d", dry_run=True)
+    assert (reasons(report.anomalies), report.changed) == ({"a.d": "cannot be written"}, False)
+
+
 def test_a_directory_that_only_looks_like_the_trash_of_trees_begins_nothing(
     area: Any, two: list[str], pruned: Any
 ) -> None:
