@@ -43,16 +43,25 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # Options may stand between the words of a list, as in `purge STORE --yes ID`; not so where a word
-        # after -- may begin with a dash, nor where there are commands to come.
+        # Options may stand between the words of a list, as in `purge STORE --yes ID`; not so where there
+        # are commands to come.
         commands = any(action.nargs == argparse.PARSER for action in self._actions)
-        if self._mixing or commands or "--" in args:
+        if self._mixing or commands:
             return super().parse_known_args(args, namespace)
+        # A word after -- is none of the options, whatever it begins with; no argument can hold a NUL.
+        end = args.index("--") if "--" in args else len(args)
+        args = [*args[:end], *(f"\0{word}" for word in args[end + 1 :])]
         self._mixing = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, rest = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._mixing = False
+        for name, value in vars(found).items():
+            if isinstance(value, list):
+                setattr(found, name, [word.lstrip("\0") for word in value])
+            elif isinstance(value, str):
+                setattr(found, name, value.lstrip("\0"))
+        return found, [word.lstrip("\0") for word in rest]
 
 
 def _common(default: Any) -> Parser:

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from besom.errors import UsageError
+from besom.errors import Interrupted, UsageError
 from besom.inventory import Inventory
 from besom.layouts import read_store
 from besom.listing import Entry, Listing, Wanted
@@ -29,7 +29,7 @@ from besom.units import (
 
 from .commands import store_of
 from .config import load
-from .output import counted, noted_text
+from .output import counted, noted_text, say
 from .progress import Bar
 from .runs import bar_of, run_of
 
@@ -56,7 +56,7 @@ def list_command(options: Namespace, shutdown: Shutdown) -> int:
             _print_anomalies(options, found, limit)
         elif options.json:
             head = {"store": printable(root.path), "layout": store.layout, **_figures(found, listing)}
-            _print_json(head, entries, now, grouped=store.layout == "sessions")
+            return _print_json(head, entries, now, grouped=store.layout == "sessions")
         else:
             _print_table(entries, now, store, found, listing.matched)
     return 0
@@ -94,23 +94,32 @@ def _figures(found: Inventory, listing: Listing) -> dict[str, Any]:
     }
 
 
-def _print_json(head: dict[str, Any], entries: Iterator[Entry], now: int, grouped: bool) -> None:
-    """One object; a million entries are written one after the other, and never are one text."""
-    text = json.dumps({"operation": "list", "changed": False, **head})
+def _print_json(head: dict[str, Any], entries: Iterator[Entry], now: int, grouped: bool) -> int:
+    """One object, also when a signal cuts it short; returns the exit status.
+
+    A million entries are written one after the other, and never are one text.
+    """
+    text = json.dumps({"operation": "list", **head})
     sys.stdout.write(text[:-1] + ', "entries": [')
     separator = ""
-    for entry in entries:
-        values = {
-            "id": printable(entry.id),
-            "time": entry.key / 1e9,
-            "age_s": round((now - entry.key) / 1e9, 3),
-            "bytes": entry.bytes,
-        }
-        if grouped:
-            values.update(group=printable(entry.group), blobs=entry.blobs)
-        sys.stdout.write(separator + json.dumps(values))
-        separator = ", "
-    sys.stdout.write("]}\n")
+    end: dict[str, Any] = {"changed": False}
+    try:
+        for entry in entries:
+            values = {
+                "id": printable(entry.id),
+                "time": entry.key / 1e9,
+                "age_s": round((now - entry.key) / 1e9, 3),
+                "bytes": entry.bytes,
+            }
+            if grouped:
+                values.update(group=printable(entry.group), blobs=entry.blobs)
+            sys.stdout.write(separator + json.dumps(values))
+            separator = ", "
+    except Interrupted as error:
+        end.update(error=str(error), status=error.status)
+        say(str(error))
+    sys.stdout.write("], " + json.dumps(end)[1:] + "\n")
+    return int(end.get("status", 0))
 
 
 def _print_table(entries: Iterator[Entry], now: int, store: Store, found: Inventory, matched: Tally) -> None:

@@ -51,8 +51,9 @@ def purge_command(options: Namespace, shutdown: Shutdown) -> int:
         preview = carry_out(options, config, shutdown, work, dry_run=True, skip_missing=False)
         text = removal_text(preview.reports, nouns, dry_run=True)
         if text and not confirmed(text, "Remove all of this?", shutdown):
-            say("Nothing was removed.")
-            return 0
+            for message in ("Nothing was removed.", *preview.messages):
+                say(message)
+            return preview.status
     return finish(
         options, carry_out(options, config, shutdown, work, options.dry_run, skip_missing=False), nouns
     )

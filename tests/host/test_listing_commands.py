@@ -73,19 +73,23 @@ def test_list_as_json_is_one_object_of_all_entries(host: Path) -> None:
     assert (empty["entries"], empty["matched"]["entries"]) == ([], 0)
 
 
-def test_a_signal_ends_a_long_list(tmp_path: Path) -> None:
+@pytest.mark.parametrize("json_", [False, True])
+def test_a_signal_ends_a_long_list(tmp_path: Path, json_: bool) -> None:
     """Its output, more than a pipe holds, is not read before the signal."""
     many = 5000
     for number in range(many):
         (tmp_path / f"{number:040}").touch()
-    words = [COMMAND, "list", f"{tmp_path}/", "--layout", "files"]
+    words = [COMMAND, "list", f"{tmp_path}/", "--layout", "files", *["--json"] * json_]
     with Process(words, stdout=-1, stderr=-1, text=True) as lister:
         assert lister.stdout
-        lister.stdout.readline()
+        assert lister.stderr
+        out = lister.stdout.read(1)
         lister.send_signal(signal.SIGINT)
-        out, err = lister.communicate(timeout=60)
+        out, err = out + lister.stdout.read(), lister.stderr.read()
     assert (lister.returncode, "Interrupted" in err, "Traceback" in err) == (130, True, False)
-    assert out.count("\n") < many
+    assert out.count("0" * 36) < many
+    if json_:
+        assert json.loads(out)["status"] == 130
 
 
 def test_stats_sums_up_stores_and_draws_bars_on_a_terminal_only(host: Path) -> None:
@@ -151,6 +155,12 @@ def test_purge_removes_what_is_named_and_says_what_is_not_there(host: Path) -> N
     assert files(host / "gems") == ["a.gem", "c.gem"]
 
 
+def test_an_id_may_begin_with_a_dash_after_two(host: Path) -> None:
+    fill(host / "gems/-rf", 1, days=1)
+    assert run(host, "purge", "gems", "--yes", "c.gem", "--", "-rf", "--")[0] == 1
+    assert files(host / "gems") == ["a.gem", "sub/b.gem"]
+
+
 def test_purge_by_age_previews_exactly_what_it_removes_and_keeps_the_young(host: Path) -> None:
     words = ("purge", "gems", "--older-than", "25d", "--json")
     dry = json.loads(run(host, *words, "--dry-run")[1])
@@ -175,6 +185,14 @@ def test_purge_asks_on_a_terminal(host: Path, answer: str, status: int, left: in
     os.write(terminal.fd, answer.encode())
     assert b"Traceback" not in terminal.end()
     assert (terminal.status, len(files(host / "gems"))) == (status, left)
+
+
+def test_purge_that_is_answered_with_no_tells_of_ids_that_are_not_there(host: Path) -> None:
+    terminal = Terminal("--config", host / "besom.yml", "purge", "gems", "a.gem", "nope")
+    terminal.until(b"[y/N] ")
+    os.write(terminal.fd, b"n\n")
+    assert b"nope is no entry" in terminal.end()
+    assert (terminal.status, len(files(host / "gems"))) == (1, 3)
 
 
 def test_sessions_are_listed_counted_and_purged_by_group(tmp_path: Path) -> None:
