@@ -148,6 +148,8 @@ def _note_absent(planned: Plan) -> None:
         try:
             if {"", ".", ".."} & {*way, name} or (way and store.layout != "files"):
                 raise FileNotFoundError(id_)
+            if id_.split("/")[0] == "lost+found" and store.layout != "sessions":
+                raise FileNotFoundError(id_)
             for step in way:
                 cursor.enter(step)
             name += JSON if store.layout == "sessions" else ""

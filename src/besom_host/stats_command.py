@@ -36,7 +36,7 @@ def stats_command(options: Namespace, shutdown: Shutdown) -> int:
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, dry_run=True)
     found: list[tuple[Store, Statistics, dict[str, Any]]] = []
-    status = 0
+    failure: dict[str, Any] = {}
     for store in stores:
         try:
             with bar or Bar():
@@ -47,19 +47,18 @@ def stats_command(options: Namespace, shutdown: Shutdown) -> int:
             say(f"warning: {printable(store.path)} does not exist yet; it was skipped.")
         except NoAnswer as error:
             say(str(error))
-            status = error.status
+            failure = {"error": f"{failure.get('error', '')} {error}".lstrip(), "status": error.status}
     if options.json:
         total = Tally()
         for _, figures, _ in found:
             total.add(figures.total.entries, figures.total.bytes)
         listed = [values for _, _, values in found]
-        print(
-            json.dumps({"operation": "stats", "changed": False, "total": total.to_dict(), "stores": listed})
-        )
-        return status
-    for store, figures, values in found:
-        _print_text(store, figures, values)
-    return status
+        head = {"operation": "stats", "changed": False, "total": total.to_dict()}
+        print(json.dumps({**head, "stores": listed, **failure}))
+    else:
+        for store, figures, values in found:
+            _print_text(store, figures, values)
+    return int(failure.get("status", 0))
 
 
 def _stores(options: Namespace, config: Config) -> list[Store]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -135,6 +136,8 @@ def test_a_path_on_a_mount_that_does_not_answer_is_a_sentence_and_not_a_hang(
         "info": ("info", "--config", config),
         "clean": ("clean", "--config", config),
         "housekeep": ("housekeep", "--config", config),
+        "list": ("list", hung / "sub", "--layout", "files"),
+        "stats": ("stats", "--json", "--config", config),
     }
     # All at once: each waits for five seconds.
     environment = {**os.environ, "BESOM_CONFIG": os.devnull, "BESOM_STATE_DIR": str(tmp_path / "state")}
@@ -144,14 +147,18 @@ def test_a_path_on_a_mount_that_does_not_answer_is_a_sentence_and_not_a_hang(
         for name, words in commands.items()
     }
     try:
-        found = {name: run.communicate(timeout=60)[1] for name, run in runs.items()}
+        printed = {name: run.communicate(timeout=60) for name, run in runs.items()}
     finally:
         for run in runs.values():
             run.kill()
-    for name, said in found.items():
+    for name, (_, said) in printed.items():
         assert "does not answer within 5s" in said, name
         assert f"(mount {hung} of type fuse)" in said, name
         assert "Traceback" not in said
         assert runs[name].returncode == (0 if name == "info" else 1), name
+    report = json.loads(printed["stats"][0])
+    assert report["status"] == 1
+    assert "does not answer within 5s" in report["error"]
     # The store that answers has its turn.
+    assert [store["name"] for store in report["stores"]] == ["well"]
     assert not (well / "sub/old").exists()

@@ -283,6 +283,16 @@ def test_anomalies_that_alone_keep_a_store_over_its_limit_are_named_as_the_reaso
     assert report.missed
 
 
+@pytest.mark.parametrize(("layout", "id_"), [("files", "lost+found/#123"), ("trees", "lost+found")])
+def test_lost_and_found_is_no_entry_that_a_request_can_name(
+    area: Any, make_run: Any, layout: str, id_: str
+) -> None:
+    area.file("lost+found/#123", days=99)
+    report = prune(Request(Store(str(area.path), layout, Policy()), ids=frozenset({id_})), make_run())
+    assert [item["reason"] for item in report.failures.items] == ["is no entry"]
+    assert area.files() == {"lost+found/#123"}
+
+
 @pytest.mark.parametrize("layout", ["files", "trees", "sessions"])
 def test_what_a_request_names_goes_and_nothing_else(
     area: Any, session: Any, make_run: Any, layout: str, now: int
