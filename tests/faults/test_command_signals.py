@@ -291,11 +291,13 @@ def play_round(
 
 
 def leftovers(scene: Scene, host: Target) -> list[str]:
-    """What runs and should not: anything but a daemon that status knows, and what that has begun."""
+    """What runs and should not: anything but a daemon that status knows, or that is at its end."""
     found = host.at_work()
-    if scene.daemon and host.state.observe().alive:
-        found = [one for one in found if not one.endswith("daemon run")]
-    return found
+    daemons = [one for one in found if scene.daemon and one.endswith("daemon run")]
+    if not host.state.observe().alive:
+        for daemon in daemons:
+            await_exit(int(daemon.partition(":")[0]))
+    return [one for one in found if one not in daemons]
 
 
 def length_of(scene: Scene, host: Target) -> float:

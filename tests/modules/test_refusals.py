@@ -52,7 +52,12 @@ REFUSED: Refusals = {
     "free": ("cache_prune", prune(min_free="120%"), r"min_free: '120%' is not between 0% and 100%\."),
     "entries": ("cache_prune", prune(max_entries=0), r"max_entries: '0' is not a whole number above zero\."),
     "entries-word": ("cache_prune", prune(max_entries="many"), r".*max_entries.*"),
-    "order": ("cache_prune", prune(max_age="1d", order="created"), r"value of order must be one of: .*"),
+    "order": (
+        "cache_prune",
+        prune(max_age="1d", order="created"),
+        r"order: created needs the layout sessions; use oldest or lru here\.",
+    ),
+    "order-word": ("cache_prune", prune(max_age="1d", order="newest"), r"value of order must be one of: .*"),
     "no-limit": ("cache_prune", prune(), r"no limit is set; give at least one of max_size, max_age, .*"),
     "no-layout": ("cache_prune", {"path": "{here}/cache", "max_age": "1d"}, r"missing required .*: layout"),
     "key": ("cache_prune", prune(max_age="1d", max_files=3), r"Unsupported parameters .*: max_files\..*"),
