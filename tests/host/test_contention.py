@@ -181,16 +181,16 @@ def test_of_many_at_once_never_two_change_a_store(tmp_path: Path, store: Path, r
             while left or rounds < ROUNDS or not play.done():
                 # The end of the play is no event of the store.
                 news.read(timeout=500)
+                if rounds > ROUNDS and not play.done():
+                    crowd.rest.touch()
+                else:
+                    crowd.rest.unlink(missing_ok=True)
                 if len(list(store.glob("[!.]*"))) > MOST:
                     assert time.monotonic() < patience, f"nobody prunes; left: {left}"
                     continue
                 patience = time.monotonic() + 2 * PATIENCE_S
                 rounds += 1
                 left = {actor for actor in left if not any(one.changes for one in crowd.read(actor))}
-                if rounds > ROUNDS and not play.done():
-                    crowd.rest.touch()
-                else:
-                    crowd.rest.unlink(missing_ok=True)
                 fill(store, made)
                 for name, host in zip(ACTORS, daemons):
                     # In the end nobody is called who had a turn already.
