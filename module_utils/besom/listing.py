@@ -15,7 +15,6 @@ from .inventory import Inventory
 from .report import Tally
 from .selection import Chunk
 
-SORTS = ("age", "size", "id", "group")
 _HOUR, _DAY = 3600 * 10**9, 86400 * 10**9
 # The upper bounds (ns) of the bars in a histogram of ages; the last bar has none.
 AGES = (_HOUR, _DAY, 7 * _DAY, 30 * _DAY, 90 * _DAY, 365 * _DAY)

@@ -12,6 +12,7 @@ from .units import Share, is_name, parse_count, parse_duration, parse_size, prin
 
 LAYOUTS = ("files", "trees", "sessions")
 ORDERS = ("oldest", "lru", "created")
+SORTS = ("age", "size", "id", "group")
 DEFAULT_PATTERN = ".temp-*"
 DEFAULT_OLDER_THAN = "24h"
 LIMITS = ("max_size", "max_age", "min_free", "max_entries")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from besom import __version__
 from besom.errors import BesomError
-from besom.policy import LAYOUTS
+from besom.policy import LAYOUTS, ORDERS, SORTS
 from besom.shutdown import Shutdown
 
 SIZES = "Sizes: 500, 500B, 10K, 1.5GiB (K = KB = KiB = 1024). Durations: 90, 90s, 15m, 24h, 7d, 2w."
@@ -24,8 +24,6 @@ STATUSES = (
 )
 
 
-# Those of listing.py, which need not be loaded for them.
-SORTS = ("age", "size", "id", "group")
 # Where a command is that has a file of its own.
 _OWN_ROOM = (
     *("config", "daemon", "drain", "housekeep", "install", "list"),
@@ -92,7 +90,7 @@ def _policy(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-age", metavar="DUR", help="younger entries never go")
     group.add_argument(
         "--order",
-        choices=("oldest", "lru", "created"),
+        choices=ORDERS,
         help="by mtime (default), last use, or created_at (default of sessions)",
     )
 

@@ -15,9 +15,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from besom.durable import parts_of, remove_part, write_durably
+from besom.locks import FlockUnsupported, try_flock
 from besom.report import Report
 from besom.root import open_directory
 from besom.units import printable
+
+from .state import patiently
 
 # Name: type and help. Those by store have the labels operation and store: its name, or a temp area's path.
 _BY_STORE = {
@@ -48,6 +51,8 @@ _OVERALL = {
 FAMILIES = {**_BY_STORE, **_OVERALL}
 OUTCOMES = ("done", "failed", "interrupted")
 _MOST_BYTES = 16 << 20
+# A write takes some milliseconds.
+_PATIENCE_S = 5.0
 _MOST = 2.0**63
 _LINE = re.compile(r"(besom_\w+)(\{.*\})? (\S+)")
 
@@ -127,6 +132,9 @@ class Metrics:
         directory, name = os.path.split(path)
         fd = open_directory(directory)
         try:
+            # Daemon, cron and drain add to the same counters. Anybody may hold the lock: then without it.
+            with suppress(FlockUnsupported):
+                patiently(lambda: try_flock(fd), _PATIENCE_S)
             for part in parts_of(fd, name):
                 remove_part(fd, part)
             values = _read(fd, name)

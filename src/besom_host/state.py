@@ -142,7 +142,7 @@ class StateDir:
                 return False
             return True
 
-        if not _patiently(attempt):
+        if not patiently(attempt):
             pid = file.read(20).split("\n")[0]
             file.close()
             who = f", pid {pid}" if pid.isdigit() else ""
@@ -223,7 +223,7 @@ class StateDir:
         """Ask for one more run; returns its number. Raises BesomError where that cannot be written."""
         try:
             with os.fdopen(self._open("trigger", os.O_RDWR | os.O_CREAT), "r+") as file:
-                if not _patiently(lambda: _try_lock(file, fcntl.LOCK_EX)):
+                if not patiently(lambda: _try_lock(file, fcntl.LOCK_EX)):
                     raise BesomError(f"{printable(self._at('trigger'))} stays locked by another program.")
                 number = self.asked() + 1
                 # One write of a fixed width: a reader sees the old number or the new one.
@@ -258,9 +258,9 @@ def _close_descriptor(file: IO[str] | None, owner: int) -> None:
         os.close(file.fileno())
 
 
-def _patiently(attempt: Callable[[], bool]) -> bool:
-    """Attempt to lock; False when another process has the lock for longer than a look takes."""
-    deadline = time.monotonic() + _PATIENCE_S
+def patiently(attempt: Callable[[], bool], seconds: float = _PATIENCE_S) -> bool:
+    """Attempt to lock; False when another process has the lock for so long, by default a look or two."""
+    deadline = time.monotonic() + seconds
     while not attempt():
         if time.monotonic() >= deadline:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_promtool_accepts_every_family(tmp_path: Path) -> None:
     text = path.read_text()
     assert {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")} == set(FAMILIES)
     judged(text)
+
+
+def test_no_count_is_lost_when_several_write_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "besom.prom")
+
+    def add(_number: int) -> None:
+        metrics = Metrics()
+        metrics.of_run("done", 1.5, 1e9)
+        metrics.write(path, [])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(add, range(15)))
+    assert 'besom_runs_total{outcome="done"} 15\n' in Path(path).read_text()
 
 
 def test_the_file_is_as_the_collector_wants_it_and_replaced_whole(tmp_path: Path) -> None:

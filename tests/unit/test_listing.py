@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from besom.inventory import Inventory
 from besom.layouts import read_store
-from besom.listing import AGES, SORTS, Entry, Listing, Wanted, statistics
-from besom.policy import Policy, Store
+from besom.listing import AGES, Entry, Listing, Wanted, statistics
+from besom.policy import SORTS, Policy, Store
 from besom.report import CAP
 from besom.root import Root
 from besom.selection import CHUNK
