@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Each call that changes a file system fails in each way: said, nothing lost, mended by the next run.
 
-A few of them in every run; BESOM_FAULTS=all tries each call with each error.
+A few of them in every run; scripts/test --faults tries each call with each error.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from besom_host.state import IDLE, RUNNING, StateDir, Status
 
 from ..host.mirror import Mirror, serve
 from .child import Call, Child, calls_of
+from .conftest import ALL, Tried
 
 ERRORS = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EROFS", "EMFILE", "ESTALE", "EINTR")
 FULL = ("ENOSPC", "EDQUOT")
 SAID = {getattr(errno, name): os.strerror(getattr(errno, name)) for name in ERRORS}
-ALL = os.environ.get("BESOM_FAULTS") == "all"
 OLD, NEW = b"old" * 5000, b"new" * 7000
 DAY = 86400
 NAMES = ("0", "1", "2", "3", "4")
@@ -318,7 +318,8 @@ def amiss(operation: Operation, area: Path, call: Call, name: str, log: Path) ->
     return "" if operation.done(area) else f"the next run left {os.listdir(area)}"
 
 
-def try_all(operation: Operation, tmp_path: Path) -> None:
+def try_all(operation: Operation, tmp_path: Path) -> int:
+    """How many errors were tried."""
     log = tmp_path / "log"
     for name in ("warm", "counted"):
         area = tmp_path / name
@@ -337,15 +338,16 @@ def try_all(operation: Operation, tmp_path: Path) -> None:
             found.append(f"{call[0]} {call[1]} {name}: {wrong}")
     assert found == []
     assert number >= 1
+    return number + 1
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_error_is_said_and_loses_nothing(tmp_path: Path, name: str) -> None:
-    try_all(OPERATIONS[name], tmp_path)
+def test_an_error_is_said_and_loses_nothing(tmp_path: Path, name: str, tried: Tried) -> None:
+    tried("calls that fail", try_all(OPERATIONS[name], tmp_path))
 
 
 def test_an_error_leaves_the_old_tree_or_the_new_one_of_an_install(
-    tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
     def alone(self: Crew[Any, Any], jobs: Any, work: Callable[[Any], Any], _size: int) -> None:
         # In this thread, whose calls are those that are seen.
@@ -368,7 +370,7 @@ def test_an_error_leaves_the_old_tree_or_the_new_one_of_an_install(
         installed_done,
         full=True,
     )
-    try_all(operation, tmp_path)
+    tried("calls that fail", try_all(operation, tmp_path))
 
 
 def test_a_careless_writer_would_be_caught(tmp_path: Path) -> None:
