@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .besom.errors import BesomError, UsageError
-from .besom.fetch import Opener, plain_opener
-from .besom.housekeep import Outcome
-from .besom.locks import Lock
 from .besom.policy import POLICY_KEYS
-from .besom.preflight import Need, Verdict, preflight, read_needs
-from .besom.redis_lock import check_redis_url, redis_locks
-from .besom.report import Report
 from .besom.run import Run
 from .besom.shutdown import Shutdown
 from .besom.units import Share, format_size, parse_duration, parse_factor, printable
+
+# What arrives is compiled anew on every host: rooms that few tasks need are imported by those.
+if TYPE_CHECKING:
+    from .besom.fetch import Opener
+    from .besom.housekeep import Outcome
+    from .besom.locks import Lock
+    from .besom.preflight import Need, Verdict
+    from .besom.report import Report
 
 LOCK_TIMEOUT = dict(type="str", default="30s")
 REDIS_URL = dict(type="str", no_log=True)
@@ -103,6 +105,8 @@ def _shared_locks(params: dict[str, Any]) -> Callable[[str], Lock] | None:
         return None  # it only looks
     url = params["redis_url"]
     if url is not None:
+        from .besom.redis_lock import check_redis_url
+
         check_redis_url(url)
     stores = [params, *(params.get("stores") or ())]
     if all(store.get("lock_backend", "flock") == "flock" for store in stores):
@@ -118,6 +122,8 @@ def _shared_locks(params: dict[str, Any]) -> Callable[[str], Lock] | None:
         import redis
     except ImportError:
         raise UsageError(missing_required_lib("redis")) from None
+    from .besom.redis_lock import redis_locks
+
     return redis_locks(url, redis, portalocker)
 
 
@@ -135,9 +141,15 @@ class Gate:
         self._reserve = Share(params["reserve"], "reserve") if params["reserve"] is not None else None
         self._expand = parse_factor(params["expand"], "expand")
         self._unknown_fails = params["on_unknown"] == "fail"
-        self.needs: list[Need] = [*read_needs(params["needs"]), *read_needs(params["urls"], "urls: ")]
+        self.needs: list[Need] = []
+        if params["needs"] or params["urls"]:
+            from .besom.preflight import read_needs
+
+            self.needs = [*read_needs(params["needs"]), *read_needs(params["urls"], "urls: ")]
 
     def __call__(self) -> Verdict:
+        from .besom.preflight import preflight
+
         return preflight(
             self.needs, self._opener, self._reserve, self._expand, self._unknown_fails, self._run.forecast
         )
@@ -171,6 +183,8 @@ def transfer_opener(params: dict[str, Any]) -> Opener:
     """
     # Only a task that fetches needs it, and it takes longer to import than most tasks take.
     from ansible.module_utils import urls
+
+    from .besom.fetch import plain_opener
 
     try:
         context = urls.make_context(

@@ -7,7 +7,6 @@ import os
 import time
 from contextlib import suppress
 
-from . import children
 from .errors import BesomError
 from .mounts import MAY_HANG, mnt_id, mount_of
 from .units import format_duration, printable
@@ -48,6 +47,9 @@ def answers(fd: int) -> bool:
             return True
         if not answer and since < _NO_COUNTS_S:
             patience = min(patience, SECOND_PATIENCE_S)
+
+    # 5 ms on a module's arrival that only mounts which may hang need.
+    from . import children
 
     def question(_write: object) -> None:
         # Not stat: the kernel may have kept the answer to that.

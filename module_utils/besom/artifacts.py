@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from .durable import ORPHAN
 from .errors import UsageError
+from .own_names import ORPHAN
 from .policy import read_mapping
 from .transfer import Source, read_checksum, read_headers, read_source
 from .units import is_name, printable

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -21,12 +20,10 @@ from typing import Callable, TypeVar
 
 from .errors import BesomError, NoSpace, UsageError
 from .locks import FlockUnsupported, try_flock
+from .own_names import ORPHAN, TREE
 from .root import open_directory
 from .units import format_duration, is_name, printable
 
-# Temps of files and of trees; the sixteen digits tell them from another tool's.
-ORPHAN = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.DOTALL)
-TREE = re.compile(r"\.temp-.+-[0-9a-f]{16}", re.DOTALL)
 _AROUND = len(".") + len(".0123456789abcdef.part")
 
 # What a rename may meet for a while: a server that has just moved (ESTALE), a file that is being run, or

@@ -20,8 +20,6 @@ from functools import cache
 from typing import Any, Callable
 
 from .durable import (
-    ORPHAN,
-    TREE,
     Retries,
     check_name,
     failed,
@@ -35,6 +33,7 @@ from .durable import (
 from .errors import BesomError, UsageError
 from .locks import FlockUnsupported, LockTable, prove_flock, try_flock
 from .mounts import mount_of
+from .own_names import ORPHAN, TREE
 from .report import Report
 from .root import Root, open_directory
 from .run import Run

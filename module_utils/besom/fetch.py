@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Callable
 
@@ -71,6 +70,9 @@ def check_url(url: Any, name: str = "url") -> str:
 
 
 def _is_web(url: str) -> bool:
+    # 5 ms that only a run with URLs needs.
+    import urllib.parse
+
     try:
         # What is no text (half of a character of JSON, or bytes of a command line) cannot be sent.
         url.encode()

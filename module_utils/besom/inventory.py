@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from .locks import LockTable
-from .owner_file import OWNED
+from .own_names import OWNED
 from .report import CAP, Noted
 from .root import Root
 from .run import Forecast, Run

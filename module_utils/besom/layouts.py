@@ -9,7 +9,6 @@ from .inventory import YOUNGEST, Inventory, read_files, read_trees
 from .policy import Store
 from .root import Root
 from .run import Run
-from .sessions import read_sessions
 
 
 def read_store(
@@ -28,4 +27,7 @@ def read_store(
         return read_files(root, run, order == "lru", horizon, grace, only, whole)
     if store.layout == "trees":
         return read_trees(root, run, order == "lru", horizon, grace, thorough, whole)
+    # 40 ms on a module's arrival.
+    from .sessions import read_sessions
+
     return read_sessions(root, run, order, horizon, grace, thorough, store.group_key, whole)

@@ -9,14 +9,16 @@ import fcntl
 import os
 import time
 from dataclasses import dataclass
-from typing import Callable, Protocol
+from typing import TYPE_CHECKING, Callable, Protocol
 
 from .command_line import command_of
 from .errors import BesomError, LockHeld
 from .mounts import mounts
-from .owner_file import OwnerFile
 from .shutdown import Shutdown
 from .units import format_duration, printable
+
+if TYPE_CHECKING:
+    from .owner_file import OwnerFile
 
 # Short enough that a release is noticed within 20 ms, long enough to cost next to nothing.
 POLL_S = 0.01
@@ -291,11 +293,18 @@ class Wait:
             raise
 
 
+def _owner_file(root: Lockable) -> OwnerFile:
+    # 10 ms on a module's arrival that few file systems need.
+    from .owner_file import OwnerFile
+
+    return OwnerFile(root.fd, root.path)
+
+
 def take_local(root: Lockable, wait: Wait) -> Lock:
     """The lock against the writers of this host: flock, or the owner file where flock proves nothing."""
     fall_back = False
     while True:
-        lock = OwnerFile(root.fd, root.path) if fall_back else Flock(root.fd)
+        lock = _owner_file(root) if fall_back else Flock(root.fd)
         try:
             wait.take(lock)
             if root.is_current():

@@ -19,11 +19,10 @@ from typing import Any
 
 from .command_line import command_of
 from .errors import BesomError, LockHeld, UsageError
+from .own_names import OWNED
 from .units import printable
 
 NAME = ".besom-owner"
-# Owner files, claims, and those being written: never an entry of any layout, never counted, nor removed.
-OWNED = re.compile(r"\.besom-owner(\.[0-9a-f]{16}(\.new)?)?")
 # The pid namespace that a host itself boots with (PROC_PID_INIT_INO of include/linux/proc_ns.h).
 INITIAL = "pid:[4026531836]"
 UNREADABLE = f"an owner that cannot be read in {NAME}"

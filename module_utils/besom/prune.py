@@ -10,21 +10,19 @@ import time
 from dataclasses import dataclass, replace
 from itertools import compress, count, islice, repeat
 
-from .durable import ORPHAN
 from .errors import UsageError
 from .guard import STOPPED, guarded
 from .hooks import around
 from .inventory import OLDEST, YOUNGEST, Inventory
 from .layouts import read_store
 from .mounts import mount_of
+from .own_names import ORPHAN
 from .policy import Policy, Store
 from .removal import Place, remove_files
 from .report import CAP, Report
 from .root import Root
 from .run import Forecast, Run
 from .selection import Goals, choose, tally
-from .session_removal import SessionRemover, finish_sessions
-from .sessions import JSON, PUT_BACK
 from .tree import Cursor, Removal, file_forbids, finish_trash, remove_tree
 from .units import format_size, printable
 
@@ -152,7 +150,7 @@ def _note_absent(planned: Plan) -> None:
                 raise FileNotFoundError(id_)
             for step in way:
                 cursor.enter(step)
-            name += JSON if store.layout == "sessions" else ""
+            name += ".json" if store.layout == "sessions" else ""
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(name, flags, dir_fd=cursor.fd))
             # Without asking a file system that may hang whether it is a directory.
@@ -277,7 +275,14 @@ class _Execution:
         cursor = Cursor(self.found.root)
         pending = self.found.pending
         back = {name for name in pending if pending[name].back}
-        for name in [*self.found.trash, *back]:
+        names = [*self.found.trash, *back]
+        if not names:
+            return
+        # 40 ms on a module's arrival that hardly a run needs.
+        from .session_removal import finish_sessions
+        from .sessions import PUT_BACK
+
+        for name in names:
             if name in pending:
                 removal = finish_sessions(self.found.root, cursor, name, pending[name])
             else:
@@ -299,6 +304,8 @@ class _Execution:
                 self.run.progress("remove", self.report.removed.entries, self.total)
 
     def _remove_sessions(self) -> None:
+        from .session_removal import SessionRemover
+
         cursor = Cursor(self.found.root)
         remover = SessionRemover(cursor, self.found.listed)
         lru = self.plan.request.store.policy.order == "lru"

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import time
-import urllib.parse
 from contextlib import suppress
 from typing import Any, Callable
 
@@ -32,6 +31,8 @@ _PAUSE_S = 0.25
 
 def check_redis_url(url: Any, name: str = "redis_url") -> str:
     """The url, if it is one of Redis. Raises UsageError, which shows nothing of it."""
+    import urllib.parse
+
     text = url if isinstance(url, str) else ""
     try:
         parts = urllib.parse.urlsplit(text)

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable
 
-from .locks import Lock
-from .mounts import Mount
 from .shutdown import Shutdown
 
 if TYPE_CHECKING:
+    from .locks import Lock
+    from .mounts import Mount
     from .tree import Shared
 
 # progress(phase, done, total): total is 0 while it is not known.

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from . import metadata
-from .durable import ORPHAN, TREE
 from .inventory import ALL, YOUNGEST, Inventory, Pending
 from .locks import LockTable
-from .owner_file import OWNED
+from .own_names import ORPHAN, OWNED, TREE
 from .report import CAP
 from .root import Root
 from .run import Run

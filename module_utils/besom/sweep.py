@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .locks import FlockUnsupported, LockTable, holder_of, try_flock
 from .mounts import mount_of
-from .owner_file import OWNED
+from .own_names import OWNED
 from .policy import Temps
 from .report import Report
 from .root import Root

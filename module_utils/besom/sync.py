@@ -23,12 +23,13 @@ from .artifacts import Artifact
 from .claim import Listings, claim, directory_in, file_in, is_locked
 from .crew import Crew
 from .cutoff import Cut, Cutoff
-from .durable import ORPHAN, Draft, Retries, list_parts, parts_of
+from .durable import Draft, Retries, list_parts, parts_of
 from .errors import BesomError, Interrupted, LockHeld, NoSpace
 from .fetch import Opener
 from .guard import guarded
 from .mounts import mount_of
 from .origin import Origin, digest_of, read_origin, write_origin
+from .own_names import ORPHAN
 from .preflight import Need, preflight
 from .publisher import Publisher
 from .report import Noted, Report

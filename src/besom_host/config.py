@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Callable
 from besom.errors import UsageError
 from besom.fetch import check_url, redact
 from besom.policy import LIMITS, Store, Temps, read_store, read_temps
-from besom.redis_lock import check_redis_url
 from besom.run import Run
 from besom.units import parse_count, parse_duration, parse_size, printable
 
@@ -228,6 +227,13 @@ def _seq_url(value: Any, name: str) -> str:
     return url
 
 
+def _redis_url(value: Any, name: str) -> str:
+    # Only a host with shared stores needs it.
+    from besom.redis_lock import check_redis_url
+
+    return check_redis_url(value, name)
+
+
 def _api_key(value: Any, name: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,1000}", value):
         # Not shown, whatever it is.
@@ -239,7 +245,7 @@ def _api_key(value: Any, name: str) -> str:
 _Read = Callable[[Any, str], Any]
 _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
     "lock_timeout": (("lock_timeout",), _timeout, {"BESOM_LOCK_TIMEOUT": _timeout}),
-    "redis_url": (("redis_url",), check_redis_url, {"BESOM_REDIS_URL": check_redis_url}),
+    "redis_url": (("redis_url",), _redis_url, {"BESOM_REDIS_URL": _redis_url}),
     "interval": (
         ("daemon", "interval"),
         _interval,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
+from typing import TYPE_CHECKING
 
 from besom.errors import BesomError
 
 from .config import HOST_FILE, Config
+
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
 
 UNIT = "besom.service"
 # systemd answers at once, or something is wrong with it.
@@ -27,25 +30,36 @@ def is_main(pid: int | None) -> bool:
 
 
 def _show(what: str) -> str:
-    command = ["systemctl", "show", "--property", what, "--value", UNIT]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_ANSWER_S
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = _systemctl("show", "--property", what, "--value", timeout=_ANSWER_S)
+    except (OSError, TimeoutError):
         return ""
     return done.stdout.strip()
 
 
 def systemctl(verb: str, *options: str, timeout: float | None = None) -> None:
     """Run systemctl on the unit. Raises BesomError with what systemd has to say."""
-    command = ["systemctl", verb, *options, UNIT]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
+        done = _systemctl(verb, *options, timeout=timeout)
+    except TimeoutError:
         raise BesomError(f"systemctl {verb} {UNIT} did not end in time; see journalctl -u {UNIT}.") from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"it ended with status {done.returncode}"
         raise BesomError(f"systemctl {verb} {UNIT} failed: {said} See journalctl -u {UNIT}.")
+
+
+def _systemctl(*words: str, timeout: float | None) -> CompletedProcess[str]:
+    # 10 ms that a daemon which is no unit does not need.
+    import subprocess
+
+    try:
+        return subprocess.run(
+            ["systemctl", *words, UNIT],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError from error
