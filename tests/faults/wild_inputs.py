@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any, Callable
 
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -82,7 +83,7 @@ def _other_values(draw: st.DrawFn, seeds: tuple[Any, ...]) -> bytes:
     """A record with values of other kinds, keys left out or put in, and one key twice."""
 
     def change(value: Any, depth: int) -> Any:
-        if draw(st.integers(0, 4)) == 0:
+        if draw(st.integers(0, 11)) == 0:
             return draw(_TREES)
         if isinstance(value, dict):
             inner = {key: change(one, depth + 1) for key, one in value.items() if draw(st.integers(0, 9))}
@@ -139,9 +140,10 @@ def inputs(target: Target) -> st.SearchStrategy[bytes]:
 
 
 def _record(seed: bytes) -> Any:
+    """What a seed of JSON or YAML says; JSON is YAML."""
     try:
-        return json.loads(seed.partition(b"\0")[0].replace(b"@PID@", b"1"))
-    except ValueError:
+        return yaml.safe_load(seed.partition(b"\0")[0].replace(b"@PID@", b"1").decode())
+    except (ValueError, yaml.YAMLError):
         return None
 
 
