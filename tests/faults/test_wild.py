@@ -16,7 +16,7 @@ from .conftest import ALL, Tried
 from .wild import TooSlow, judge
 from .wild_inputs import explore
 from .wild_planted import PLANTED
-from .wild_targets import CONFIG, TARGETS
+from .wild_targets import ARCHIVES, CONFIG, TARGETS
 
 TOP = Path(__file__).parents[2]
 # Inputs of the structured driver to each target; those that take longest get fewer.
@@ -36,6 +36,18 @@ def base(tmp_path: Path) -> Path:
     path = tmp_path / "base"
     path.mkdir()
     return path
+
+
+def test_what_is_changed_is_sound(base: Path) -> None:
+    """What breaks at its first line tries nothing behind it."""
+    config = TARGETS["config"].feed(CONFIG, base)
+    assert config.sentences == []
+    assert (len(config.stores), len(config.temps), len(config.mounts)) == (3, 1, 1)
+    for seed in TARGETS["manifest"].seeds:
+        assert len(TARGETS["manifest"].feed(seed, base).artifacts) == 2
+    for seed in ARCHIVES:
+        (place := base / str(ARCHIVES.index(seed))).mkdir()
+        assert TARGETS["archive"].feed(seed, place)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -658,7 +658,7 @@ stores:
     before_prune: "true"
 temps:
   - path: /srv/besom-wild/t
-    pattern: [.temp-*, x?]
+    pattern: [.temp-*, x]
     older_than: 24h
 mounts: [/mnt/a]
 daemon: {interval: 1h, drain_timeout: 30s, state_dir: /run/x}
