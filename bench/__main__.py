@@ -77,8 +77,8 @@ def parse() -> argparse.Namespace:
         "--fs",
         choices=("here", *MAKE),
         action="append",
-        help="file system of the trees: that of --where (default), or one made there for it, which needs root; "
-        "can be repeated",
+        help="file system of the trees: that of --where (default), or one that is made there, which needs "
+        "root; can be repeated",
     )
     parser.add_argument(
         "--where", type=Path, default=TOP / ".cache", metavar="DIR", help="where to work (default .cache)"
@@ -89,7 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="put the figures into bench/results.json in place of those of the same titles, and write "
+        help="put the figures into bench/results.json (with --only: among those that are there), and write "
         "bench/RESULTS.md, bench/chart.svg and the table of the README from it",
     )
     options = parser.parse_args()
@@ -114,14 +114,15 @@ def run(options: argparse.Namespace) -> None:
     tables: list[dict[str, Any]] = []
     with ground(where, options.rounds, options.quick) as made:
         machine = describe(where, digest(made.besom))
+        if options.record and not options.only:
+            RESULTS.unlink(missing_ok=True)
         for contest in contests(made, options):
             table = hold(contest, options.rounds)
-            if table:
-                # At once, so that a run that is broken off was not for nothing.
-                tables.append(table)
-                print(markdown(table), end="\n\n", flush=True)
-                if options.record:
-                    record(machine, [table])
+            # At once, so that a run that is broken off was not for nothing.
+            tables.append(table)
+            print(markdown(table), end="\n\n", flush=True)
+            if options.record:
+                record(machine, table)
         if options.json:
             options.json.write_text(json.dumps({"machine": machine, "tables": tables}, indent=1) + "\n")
 
@@ -139,10 +140,10 @@ def contests(made: Ground, options: argparse.Namespace) -> Iterator[Contest]:
             yield from contest(made)
 
 
-def record(machine: dict[str, Any], fresh: list[dict[str, Any]]) -> None:
-    """Put the tables among those that are recorded, and write what is made of them."""
+def record(machine: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """Put the table among those that are recorded, and write what is made of them."""
     before = json.loads(RESULTS.read_text())["tables"] if RESULTS.exists() else []
-    known = {table["title"]: table for table in [*before, *fresh]}
+    known = {table["title"]: table for table in [*before, fresh]}
     tables = sorted(
         known.values(), key=lambda table: NAMES.index(PLACE.get(table["contest"], table["contest"]))
     )

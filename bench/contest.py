@@ -14,7 +14,7 @@ from stopwatch import Sample
 
 @dataclass(frozen=True)
 class Bar:
-    """What a contender may take at most: of `ratio` and `memory`, times the yardstick's; of `ms`; of `MiB`."""
+    """What a contender may take at most: times the yardstick's (`ratio`), or so many `ms` or `MiB`."""
 
     of: str
     most: float
@@ -22,16 +22,10 @@ class Bar:
     def judge(self, row: dict[str, Any]) -> dict[str, Any]:
         value = {
             "ratio": row["ratio"],
-            "memory": row["memory_ratio"],
             "ms": row["wall_s"] and row["wall_s"] * 1000,
             "MiB": row["peak_mib"],
         }[self.of]
-        text = {
-            "ratio": f"1 / {1 / self.most:g}" if self.most < 0.01 else f"{self.most:g} x",
-            "memory": f"{self.most:g} x the memory",
-        }.get(self.of, f"{self.most:g} {self.of}")
-        limit = self.most if self.of == "ratio" else None
-        return {"bar": f"<= {text}", "met": value <= self.most, "ratio": limit}
+        return {"of": self.of, "most": self.most, "met": value <= self.most}
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Contest:
-    """Contenders of which the last is the yardstick; without one, nobody is compared.
+    """Contenders of which the last is the yardstick: what is compared is `wall` or `peak`, or nothing.
 
     unit: what times are given for, where contenders have different numbers of it. rounds: instead of the
     usual number. notes: what is to be known beside the figures; asked for at the end.
@@ -59,7 +53,7 @@ class Contest:
     name: str
     title: str
     contenders: list[Contender]
-    yardstick: bool = True
+    compared: str = "wall"
     unit: str = ""
     rounds: int | None = None
     notes: Callable[[], list[str]] = field(default=list)
@@ -67,15 +61,13 @@ class Contest:
 
 def hold(contest: Contest, rounds: int) -> dict[str, Any]:
     """Every contender once a round, each round beginning with another; gives the medians."""
-    entered, samples = [], []
+    entered = []
     for contender in contest.contenders:
         if shutil.which(contender.program):
             entered.append(contender)
         else:
             print(f"bench: {contender.program} is not installed and left out", file=sys.stderr)
-    if not entered:
-        return {}
-    samples = [[] for _ in entered]
+    samples: list[list[Sample]] = [[] for _ in entered]
     load = os.getloadavg()[0]
     for turn in range(contest.rounds or rounds):
         for step in range(len(entered)):
@@ -86,15 +78,13 @@ def hold(contest: Contest, rounds: int) -> dict[str, Any]:
             print(f"bench: {contest.title}, round {turn + 1}: {entered[at].name}{took}", file=sys.stderr)
     rows = [_row(contender, *mine) for contender, mine in zip(entered, samples)]
     for contender, row in zip(entered, rows):
-        compared = contest.yardstick and len(rows) > 1
-        row["ratio"] = _over(row["wall_s"], rows[-1]["wall_s"]) if compared else None
-        row["memory_ratio"] = _over(row["peak_mib"], rows[-1]["peak_mib"]) if compared else None
-        # A yardstick that is not there leaves nothing to be judged by.
-        bars = [bar for bar in contender.bars if compared or bar.of in ("ms", "MiB")]
-        row["bars"] = [bar.judge(row) for bar in bars]
+        of = {"wall": "wall_s", "peak": "peak_mib"}.get(contest.compared)
+        row["ratio"] = row[of] / rows[-1][of] if of else None
+        row["bars"] = [bar.judge(row) for bar in contender.bars]
     return {
         "contest": contest.name,
         "title": contest.title,
+        "compared": contest.compared,
         "unit": contest.unit,
         "load": round(load, 1),
         "rounds": contest.rounds or rounds,
@@ -115,7 +105,3 @@ def _row(contender: Contender, *samples: Sample) -> dict[str, Any]:
         "cpu_s": median(cpus) if cpus else None,
         "peak_mib": median(peaks) if peaks else None,
     }
-
-
-def _over(mine: float | None, theirs: float | None) -> float | None:
-    return mine / theirs if mine is not None and theirs else None

@@ -176,7 +176,7 @@ def daemon(ground: Ground) -> Iterator[Contest]:
             Contender("stop returns", stop, (Bar("ms", 100),)),
             Contender(f"idle for {IDLE_S:g} s", idle, (Bar("MiB", 40),)),
         ],
-        yardstick=False,
+        compared="",
     )
 
 

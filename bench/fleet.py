@@ -63,7 +63,7 @@ def module(ground: Ground) -> Iterator[Contest]:
             ],
             notes=lambda: [payloads(ground)],
         )
-    many, few = (500, 10) if ground.quick else (10_000, 50)
+    many, few = (500, 3) if ground.quick else (10_000, 50)
 
     def by_file(name: str, files: int, *bars: Bar) -> Contender:
         def run() -> Sample:
@@ -107,7 +107,7 @@ def payloads(ground: Ground) -> str:
 
 def fleet(ground: Ground) -> Iterator[Contest]:
     """The housekeeping playbook on hosts of their own names, stores and temp areas, beside a play of ping."""
-    count = 3 if ground.quick else 50
+    count = 2 if ground.quick else 50
     with ground.tree("files", 10 * count, MEMORY) as tree, ground.directory() as base:
         hosts: dict[str, Any] = {}
         for number in range(count):

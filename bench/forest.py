@@ -42,7 +42,8 @@ def plant(path: Path, files: int, layout: str) -> None:
             finally:
                 os._exit(status)
         children.append(child)
-    if any([os.waitpid(child, 0)[1] for child in children]):
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    if any(statuses):
         raise OSError(f"the tree {path} could not be made")
 
 

@@ -124,7 +124,7 @@ def lock(ground: Ground) -> Iterator[Contest]:
             "lock",
             "Hand-over of a lock, from its release to the word of who waited",
             [contender(way) for way in WAYS],
-            yardstick=False,
+            compared="",
             rounds=2 if ground.quick else 40,
             notes=lambda: [
                 f"A lock that is free is taken and given back in {free(str(store), 500) * 1e6:.0f} us."

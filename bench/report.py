@@ -10,7 +10,8 @@ HEADER = """\
 
 Written by `bench/run --record` from results.json; do not edit. Medians of interleaved rounds on copies of
 the same tree (fixed seed), the file system synced before each; what each contender left was checked every
-time. *ratio* compares wall times with the last line of a table. *peak* is the largest resident set of any
+time. *ratio* compares wall times (of peak memory: peaks)
+with the last line of a table. *peak* is the largest resident set of any
 one process, or where a table says so of all its processes, shared pages counted once. Only besom removes
 the directories that it emptied, verifies downloads and brings them to the disk.
 
@@ -36,7 +37,12 @@ def ratio(value: float | None) -> str:
 
 
 def bars(row: Table) -> str:
-    return ", ".join(f"{bar['bar']} {'met' if bar['met'] else 'MISSED'}" for bar in row["bars"])
+    return ", ".join(f"{limit(bar)} {'met' if bar['met'] else 'MISSED'}" for bar in row["bars"])
+
+
+def limit(bar: Table) -> str:
+    most = bar["most"]
+    return f"<= {ratio(most)}" if bar["of"] == "ratio" else f"<= {most:g} {bar['of']}"
 
 
 def cells(row: Table, unit: str) -> tuple[str, ...]:
@@ -99,8 +105,9 @@ def summary(tables: Sequence[Table]) -> str:
                 continue
             per = f" a {table['unit']}" if table["unit"] else ""
             mine = seconds(row["wall_s"]) + per if row["wall_s"] is not None else f"{row['peak_mib']:.1f} MiB"
-            if any("MiB" in bar["bar"] for bar in row["bars"]):
+            if table["compared"] == "peak" or any(bar["of"] == "MiB" for bar in row["bars"]):
                 mine = f"{row['peak_mib']:.1f} MiB"
-            beside = f"{last['name']}, {seconds(last['wall_s'])}{per}" if row["ratio"] is not None else ""
+            theirs = f"{last['peak_mib']:.1f} MiB" if table["compared"] == "peak" else seconds(last["wall_s"])
+            beside = f"{last['name']}, {theirs}{per}" if row["ratio"] is not None else ""
             lines.append((f"{table['title']}; {row['name']}", mine, beside, ratio(row["ratio"]), bars(row)))
     return grid(lines)

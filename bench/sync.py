@@ -110,7 +110,7 @@ def serving(base: Path, files: int, size: int) -> Iterator[Served]:
 
 
 def sync(ground: Ground) -> Iterator[Contest]:
-    files, kib, few = (20, 64, 3) if ground.quick else (200, 1024, 20)
+    files, kib, few = (20, 64, 1) if ground.quick else (200, 1024, 20)
     with ground.directory() as base, serving(base, files, kib * 1024) as served:
         loop = Served(base, served.url, dict(list(served.digests.items())[:few]))
 
