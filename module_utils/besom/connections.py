@@ -23,6 +23,8 @@ from .fetch import body_length
 _Server = tuple[str, str, "int | None"]
 # Bytes that are read at once as long as the head is not there.
 _HEAD = 8192
+# By how much a wait may outlast its deadline.
+_INSTANT_S = 0.05
 # How soon one that is not connected yet heeds a signal.
 _STEP_MS = 50
 
@@ -49,7 +51,8 @@ class _Wire(io.RawIOBase):
     def relax(self, timeout: float) -> None:
         """From now on each read may take timeout seconds."""
         self._deadline = float("inf")
-        self._sock.settimeout(timeout)
+        if self._sock.gettimeout() != timeout:
+            self._sock.settimeout(timeout)
 
     def hurry(self, timeout: float) -> None:
         """From now on all reads together may take timeout seconds."""
@@ -71,7 +74,9 @@ def _limit(sock: socket.socket, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
-    sock.settimeout(left)
+    # Setting it is a call of the kernel, and most reads are over at once.
+    if not left <= (sock.gettimeout() or 0) <= left + _INSTANT_S:
+        sock.settimeout(left)
 
 
 class _Response(HTTPResponse):

@@ -27,6 +27,7 @@ from .units import format_duration, is_name, printable
 # Temps of files and of trees; the sixteen digits tell them from another tool's.
 ORPHAN = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.DOTALL)
 TREE = re.compile(r"\.temp-.+-[0-9a-f]{16}", re.DOTALL)
+_UMASK = re.compile(rb"^Umask:\s*([0-7]+)", re.MULTILINE)
 _AROUND = len(".") + len(".0123456789abcdef.part")
 
 # What a rename may meet for a while: a server that has just moved (ESTALE), a file that is being run, or
@@ -171,9 +172,10 @@ class Draft:
 
     def _take_after(self, group: bool) -> int:
         """The mode of the file that is replaced, or the usual one; group: take its group over as well."""
-        mode, st = 0o666 & ~umask(), os.fstat(self.fd)
+        mode = 0o666 & ~umask()
         with suppress(FileNotFoundError):
             old = os.stat(self._target, dir_fd=self._directory, follow_symlinks=False)
+            st = os.fstat(self.fd)
             if stat.S_ISREG(old.st_mode) and old.st_uid in (os.geteuid(), st.st_uid):
                 mode = old.st_mode & 0o777
                 try:
@@ -368,10 +370,15 @@ def name_max(directory_fd: int) -> int:
 
 def umask() -> int:
     """This process's umask, without setting it: other threads would make files meanwhile (proc(5))."""
-    with suppress(OSError), open("/proc/self/status", "rb") as stream:
-        for line in stream:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
+    with suppress(OSError):
+        status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # The second line, after the name of the program.
+            match = _UMASK.search(os.read(status, 512))
+        finally:
+            os.close(status)
+        if match:
+            return int(match[1], 8)
     return 0o022
 
 
