@@ -91,11 +91,18 @@ class Draft:
         except OSError as error:
             raise failed(self.path, "written", error) from error
 
-    def seal(self, mode: int | None = None, uid: int | None = None, gid: int | None = None) -> None:
+    def seal(
+        self,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        usual: int | None = None,
+    ) -> None:
         """Give the file its owner and mode and bring it to the disk, which takes its time.
 
         Without a mode and a group it gets those of the file that it replaces, if that is this user's or
-        the owner's to be (another's mode may let that other write), else what the umask leaves of 0666.
+        the owner's to be (another's mode may let that other write), else usual: `usual_mode`, which
+        who seals many has asked for once.
         A failed fsync is final (the kernel drops what it could not write, and the next fsync knows
         nothing of it): the temp is gone. Raises NoSpace, BesomError.
         """
@@ -103,7 +110,7 @@ class Draft:
         try:
             if uid is not None or gid is not None:
                 os.fchown(self.fd, -1 if uid is None else uid, -1 if gid is None else gid)
-            usual = self._take_after(gid is None)
+            usual = self._take_after(gid is None, usual_mode() if usual is None else usual)
             # After the chown, which takes set-id bits away.
             os.fchmod(self.fd, usual if mode is None else mode)
         except OSError as error:
@@ -170,9 +177,8 @@ class Draft:
         if self._done:
             raise BesomError(f"{printable(self.path)} was published or discarded before; begin a new one.")
 
-    def _take_after(self, group: bool) -> int:
-        """The mode of the file that is replaced, or the usual one; group: take its group over as well."""
-        mode = 0o666 & ~umask()
+    def _take_after(self, group: bool, mode: int) -> int:
+        """The mode of the file that is replaced, or this one; group: take its group over as well."""
         with suppress(FileNotFoundError):
             old = os.stat(self._target, dir_fd=self._directory, follow_symlinks=False)
             st = os.fstat(self.fd)
@@ -366,6 +372,11 @@ def check_name(directory_fd: int, name: str, around: int = 0, own: bool = False)
 def name_max(directory_fd: int) -> int:
     """The bytes that a name may have in this directory."""
     return os.fpathconf(directory_fd, "PC_NAME_MAX")
+
+
+def usual_mode() -> int:
+    """What the umask leaves of 0666."""
+    return 0o666 & ~umask()
 
 
 def umask() -> int:
