@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from .errors import UsageError
-from .units import printable
+from .units import shown
 
 # opener(url, method=..., headers=...) returns an open response with .headers (and, as open_url of
 # Ansible does, raises urllib.error.HTTPError for a status of 400 and above). What asks for transfers
@@ -66,7 +66,9 @@ def plain_opener(
 def check_url(url: Any, name: str = "url") -> str:
     """The url, if it is http or https with a host. Raises UsageError."""
     if not isinstance(url, str) or not _is_web(url):
-        raise UsageError(f"{name}: {redact(str(url))} is not an http or https URL.")
+        raise UsageError(
+            f"{name}: {redact(url if isinstance(url, str) else shown(url))} is not an http or https URL."
+        )
     return url
 
 
@@ -86,8 +88,13 @@ def redact(url: str) -> str:
 
     Of what is no URL all before its last @ may be a password, with whatever characters.
     """
-    secret = r"(?<=//)[^/?#]*@" if _is_web(url) else r"(?s)(?<=//).*@|^(?!.*//).*@"
-    return printable(re.split(r"[?#]", re.sub(secret, "", url))[0])
+    if _is_web(url):
+        rest = re.sub(r"(?<=//)[^/?#]*@", "", url)
+    else:
+        before, _at, rest = url.rpartition("@")
+        scheme = re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//", before)
+        rest = (scheme[0] if scheme else "") + rest
+    return shown(re.split(r"[?#]", rest, maxsplit=1)[0])
 
 
 def body_length(headers: Any) -> int:
