@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -527,3 +528,26 @@ def test_whatever_is_changed_in_an_archive_it_is_read_or_refused(
     with suppress(BadArchive):
         box.extract(bytes(data), limits=Limits(bytes=10_000_000))
     assert [path.name for path in box.base.iterdir()] == ["box"]
+
+
+def header(kind: bytes, data: bytes) -> bytes:
+    return info("x", kind, size=len(data)).tobuf(tarfile.USTAR_FORMAT) + data.ljust(
+        -(-len(data) // 512) * 512, b"\0"
+    )
+
+
+def test_keys_that_nobody_uses_take_no_memory(box: Box) -> None:
+    records = [
+        b"".join(b"20 %012d=abc\n" % (start + n) for n in range(1000)) for start in range(0, 50_000, 1000)
+    ]
+    archive = b"".join(header(b"g", data) for data in records) + tar(("a", b"x"))
+    tracemalloc.start()
+    try:
+        box.extract(archive)
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_that_describes_nothing_is_where_an_archive_was_cut(box: Box) -> None:
+    box.refused(tar(("a", b"x"))[:1024] + header(b"x", b"9 path=b\n") + bytes(1024), "ends too early")
