@@ -78,9 +78,19 @@ def _is_web(url: str) -> bool:
         url.encode()
         parts = urllib.parse.urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        good = good and is_host(parts.netloc)
     except ValueError:
         return False
     return good and all(char > " " for char in url)
+
+
+def is_host(netloc: str) -> bool:
+    """Whether no more than a port stands around the brackets of an address, which older Pythons let pass.
+
+    CVE-2025-0938.
+    """
+    host = netloc.rpartition("@")[2]
+    return not {"[", "]"} & set(host) or re.fullmatch(r"\[[^\[\]]*\](:[0-9]*)?", host) is not None
 
 
 def redact(url: str) -> str:

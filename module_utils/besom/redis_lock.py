@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 from .command_line import command_of
 from .errors import BesomError, UsageError
-from .fetch import redact
+from .fetch import is_host, redact
 from .units import printable
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -40,6 +40,7 @@ def check_redis_url(url: Any, name: str = "redis_url") -> str:
         local = parts.scheme == "unix"
         place = parts.path if local else parts.hostname
         good = parts.scheme in SCHEMES and bool(place) and (parts.port or 1) > 0
+        good = good and (local or is_host(parts.netloc))
     except ValueError:
         good = False
     # A password with a sign of its own puts its rest, and the host, elsewhere.

@@ -240,5 +240,12 @@ def test_a_long_url_is_shown_at_once(url: str) -> None:
     assert time.process_time() - started < 0.2
 
 
+def test_what_stands_before_the_bracket_of_an_address_is_no_host() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_url("http://u:secret[::1]x://p]@h/")
+    assert "secret" not in str(caught.value)
+    assert check_url("http://u:p@[::1]:80/") == "http://u:p@[::1]:80/"
+
+
 def test_a_login_before_the_slashes_is_no_part_of_what_is_shown() -> None:
     assert "secret" not in redact("user:secret@host//path")

@@ -33,6 +33,7 @@ def test_a_url_of_redis_is_taken_as_it_is(url: str) -> None:
         "redis://u:12#34sesame@h",
         "redis://u:12/34sesame@h",
         "redis://u:12?34sesame@h",
+        "redis://:sesame[::1]x",
     ],
 )
 def test_any_other_is_refused_without_its_secrets(url: object) -> None:
