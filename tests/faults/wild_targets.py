@@ -775,6 +775,7 @@ artifacts:
   - {url: 'http://u:p@host:8080/b?q=1#f', dest: c, headers: {Accept: text/plain}, group: 0}
 """ % (b"ab" * 32)
 
+# A reader that is new gets a row here, and has both drivers.
 TARGETS = {
     one.name: one
     for one in (
