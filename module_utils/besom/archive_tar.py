@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .archive import CHUNK, BadArchive, Member, Reader, decode
+from .archive import CHUNK, BadArchive, Member, Reader, decode, ended
 from .units import printable
 
 BLOCK = 512
@@ -26,7 +26,8 @@ _REFUSED = {
     b"D": "part of an incremental backup",
 }
 _PAX = (b"x", b"X", b"g")
-_SPARSE = re.compile(r"GNU\.sparse\.|SCHILY\.realsize$|SUN\.holesdata$")
+_SPARSE = re.compile(rb"GNU\.sparse\.|SCHILY\.realsize$|SUN\.holesdata$")
+_USED = ("path", "linkpath", "size", "mtime")
 
 
 def is_tar(block: bytes) -> bool:
@@ -48,6 +49,8 @@ def tar_members(stream: Reader) -> Iterator[Member]:
     while True:
         block = stream.exactly(BLOCK)
         if not any(block):
+            if once:
+                raise ended()
             break
         if not is_tar(block):
             raise BadArchive("The archive is damaged: a header in it is none; download it again.")
@@ -70,7 +73,7 @@ def _member(stream: Reader, block: bytes, size: int, pax: dict[str, str]) -> Ite
     type_ = block[156:157]
     name = pax.get("path") or _path(block)
     kind = _KINDS.get(type_, "")
-    if not kind or any(map(_SPARSE.match, pax)):
+    if not kind or "sparse" in pax:
         what = _REFUSED.get(type_ if not kind else b"S", "of a kind that besom does not know")
         raise BadArchive(f"The archive holds {printable(name)}, {what}; it is refused.")
     if kind == "file" and name.endswith("/"):
@@ -147,7 +150,7 @@ def _time(pax: str, field: bytes) -> float:
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """The records of a pax header: `LENGTH KEY=VALUE\\n`, LENGTH counting all of it."""
+    """Those records of a pax header that are used, each `LENGTH KEY=VALUE\\n`, LENGTH counting all of it."""
     found = {}
     position = 0
     while position < len(data):
@@ -157,8 +160,10 @@ def _records(data: bytes) -> dict[str, str]:
         if not match or len(record) < length or match.end() >= position + length or record[-1:] != b"\n":
             raise BadArchive("The archive is damaged: a pax header in it is none; download it again.")
         key = match.group(2).decode("utf-8", "replace")
-        value = data[match.end() : position + length - 1]
-        # Of all others, comments and users' names, nothing is used.
-        found[key] = decode(value) if key in ("path", "linkpath", "size", "mtime") else ""
+        # Of all others, comments and users' names, nothing is kept: there may be any number of them.
+        if key in _USED:
+            found[key] = decode(data[match.end() : position + length - 1])
+        elif _SPARSE.match(match.group(2)):
+            found["sparse"] = key
         position += length
     return found

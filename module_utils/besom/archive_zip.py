@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, Callable
 
 from .archive import CHUNK, LONGEST_NAME, BadArchive, Member, damaged, decode, too_many
+from .inflate import MOST_MEMORY
 from .units import printable
 
 # The table of contents is read in one piece; this one holds some 300,000 names.
@@ -140,6 +141,8 @@ def _content(
 ) -> Iterator[bytes]:
     """What info names, checked against its CRC at the end; more than limit (if any) is refused."""
     with _reading():
+        if info.compress_type == zipfile.ZIP_LZMA and _dictionary(opened, info) > MOST_MEMORY:
+            raise BadArchive("The archive wants too much memory; it is refused.")
         stream = opened.open(info)
     read = 0
     with stream:
@@ -155,6 +158,17 @@ def _content(
             yield chunk
     if read != info.file_size:
         raise damaged()
+
+
+def _dictionary(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """The bytes of memory that what is packed by LZMA asks for (APPNOTE.TXT, 4.3.7 and 5.8.8)."""
+    archive = opened.fp
+    assert archive  # noqa: S101 (for mypy: it is open)
+    archive.seek(info.header_offset)
+    name, extra = struct.unpack("<26xHH", archive.read(30))
+    archive.seek(name + extra, os.SEEK_CUR)
+    size: int = struct.unpack("<5xI", archive.read(9))[0]
+    return size
 
 
 def _time(info: zipfile.ZipInfo) -> float:

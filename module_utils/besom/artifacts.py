@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from .archive import LONGEST_NAME
 from .errors import UsageError
 from .own_names import ORPHAN
 from .policy import read_mapping
 from .transfer import Source, read_checksum, read_headers, read_source
-from .units import is_name, printable
+from .units import is_name, shown
 
 KEYS = ("url", "dest", "checksum", "headers", "owner", "group", "mode")
 
@@ -60,13 +61,13 @@ def read_artifacts(values: Any, common: Common | None = None, where: str = "arti
     for value in values:
         artifact = _read(value, common, where)
         if artifact.dest in found:
-            raise UsageError(f"{where}dest: {printable(artifact.dest)} is named twice; remove one of them.")
+            raise UsageError(f"{where}dest: {shown(artifact.dest)} is named twice; remove one of them.")
         found[artifact.dest] = artifact
     for dest in found:
         parent = os.path.dirname(dest)
         while parent:
             if parent in found:
-                raise UsageError(f"{where}dest: {printable(parent)} cannot be a file and a directory.")
+                raise UsageError(f"{where}dest: {shown(parent)} cannot be a file and a directory.")
             parent = os.path.dirname(parent)
     return list(found.values())
 
@@ -74,7 +75,7 @@ def read_artifacts(values: Any, common: Common | None = None, where: str = "arti
 def _read(value: Any, common: Common, where: str) -> Artifact:
     value = read_mapping(value, where, KEYS)
     dest = read_dest(value.get("dest"), where + "dest")
-    where = f"{where}{printable(dest)}: "
+    where = f"{where}{shown(dest)}: "
     checksum = value.get("checksum")
     headers = {**(common.headers or {}), **read_headers(value.get("headers"), where + "headers")}
     return Artifact(
@@ -96,15 +97,15 @@ def read_dest(value: Any, name: str = "dest") -> str:
     """A path relative to the store, without `.` and doubled slashes. Raises UsageError for any other."""
     text = value if isinstance(value, str) else ""
     parts = [part for part in text.split("/") if part not in ("", ".")]
-    shown = printable(str(value))
-    if not parts or not is_name(text) or text.endswith("/"):
-        raise UsageError(f"{name}: '{shown}' is no path of a file; write one relative to the store.")
+    said = shown(value)
+    if not parts or not is_name(text) or text.endswith("/") or len(os.fsencode(text)) > LONGEST_NAME:
+        raise UsageError(f"{name}: '{said}' is no path of a file; write one relative to the store.")
     if text.startswith("/") or ".." in parts:
         raise UsageError(
-            f"{name}: '{shown}' may lead out of the store; write a path relative to it, without `..`."
+            f"{name}: '{said}' may lead out of the store; write a path relative to it, without `..`."
         )
     if any(ORPHAN.fullmatch(part) or part.startswith((".besom-", ".temp-")) for part in parts):
-        raise UsageError(f"{name}: '{shown}' is named as besom names its own temps; choose another name.")
+        raise UsageError(f"{name}: '{said}' is named as besom names its own temps; choose another name.")
     return "/".join(parts)
 
 
@@ -126,18 +127,16 @@ def _read_mode(value: Any, name: str) -> int | None:
         return None
     if isinstance(value, str) and re.fullmatch(r"[0-7]{3,5}", value) and int(value, 8) <= 0o7777:
         return int(value, 8)
-    raise UsageError(
-        f"{name}: '{printable(str(value))}' is no mode; write it in quotes and octal, as in \"0644\"."
-    )
+    raise UsageError(f"{name}: '{shown(value)}' is no mode; write it in quotes and octal, as in \"0644\".")
 
 
 def _read_id(value: Any, name: str, look_up: Callable[[str], int]) -> int | None:
     if value is None:
         return None
-    text = str(value)
+    text = value if isinstance(value, str) else shown(value)
     try:
         return look_up(text)
     except (KeyError, ValueError):
         if re.fullmatch(r"[0-9]{1,9}", text):
             return int(text)
-    raise UsageError(f"{name}: this host knows nobody named '{printable(text)}'.") from None
+    raise UsageError(f"{name}: this host knows nobody named '{shown(text)}'.") from None

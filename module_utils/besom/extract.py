@@ -78,6 +78,17 @@ def extract(
     return _Extraction(directory_fd, path, run, limits or Limits(), strip, reserved, owner).extract(archive)
 
 
+class _Heeding:
+    """A stream that a signal ends between two pieces, also where no byte comes out of what is packed."""
+
+    def __init__(self, stream: BinaryIO, run: Run) -> None:
+        self._stream, self._run = stream, run
+
+    def read(self, size: int = -1) -> bytes:
+        self._run.shutdown.check("extracting")
+        return self._stream.read(size)
+
+
 class _Extraction:
     def __init__(
         self,
@@ -125,8 +136,9 @@ class _Extraction:
         archive.seek(0)
         if is_zip(head):
             return zip_members(archive, self._count_bytes, self._limits.entries)
-        stream = inflated(archive, head)
-        if stream is archive and not is_tar(head):
+        heeding = _Heeding(archive, self._run)
+        stream = inflated(heeding, head)
+        if stream is heeding and not is_tar(head):
             raise BadArchive("The archive is neither a tar (plain, gz, bz2, xz or zst) nor a zip file.")
         return tar_members(Reader(stream, self._count_bytes))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from .errors import UsageError
-from .units import printable
+from .units import shown
 
 # opener(url, method=..., headers=...) returns an open response with .headers (and, as open_url of
 # Ansible does, raises urllib.error.HTTPError for a status of 400 and above). What asks for transfers
@@ -65,7 +65,9 @@ def plain_opener(
 def check_url(url: Any, name: str = "url") -> str:
     """The url, if it is http or https with a host. Raises UsageError."""
     if not isinstance(url, str) or not _is_web(url):
-        raise UsageError(f"{name}: {redact(str(url))} is not an http or https URL.")
+        raise UsageError(
+            f"{name}: {redact(url if isinstance(url, str) else shown(url))} is not an http or https URL."
+        )
     return url
 
 
@@ -78,9 +80,19 @@ def _is_web(url: str) -> bool:
         url.encode()
         parts = urllib.parse.urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        good = good and is_host(parts.netloc)
     except ValueError:
         return False
     return good and all(char > " " for char in url)
+
+
+def is_host(netloc: str) -> bool:
+    """Whether no more than a port stands around the brackets of an address, which older Pythons let pass.
+
+    CVE-2025-0938.
+    """
+    host = netloc.rpartition("@")[2]
+    return not {"[", "]"} & set(host) or re.fullmatch(r"\[[^\[\]]*\](:[0-9]*)?", host) is not None
 
 
 def redact(url: str) -> str:
@@ -88,8 +100,13 @@ def redact(url: str) -> str:
 
     Of what is no URL all before its last @ may be a password, with whatever characters.
     """
-    secret = r"(?<=//)[^/?#]*@" if _is_web(url) else r"(?s)(?<=//).*@|^(?!.*//).*@"
-    return printable(re.split(r"[?#]", re.sub(secret, "", url))[0])
+    if _is_web(url):
+        rest = re.sub(r"(?<=//)[^/?#]*@", "", url)
+    else:
+        before, _at, rest = url.rpartition("@")
+        scheme = re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//", before)
+        rest = (scheme[0] if scheme else "") + rest
+    return shown(re.split(r"[?#]", rest, maxsplit=1)[0])
 
 
 def body_length(headers: Any) -> int:

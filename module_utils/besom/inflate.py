@@ -6,17 +6,24 @@ from __future__ import annotations
 import importlib
 import zlib
 from collections.abc import Iterable
-from typing import Any, BinaryIO, Callable
+from typing import Any, Callable, Protocol
 
 from .archive import CHUNK, ended
 from .errors import BesomError
 
 # xz -9 needs 65 MiB, zstd without --ultra 8 MiB; a header may ask for gigabytes.
-_MOST_MEMORY = 256 * 1024**2
+MOST_MEMORY = 256 * 1024**2
 _ZSTD = ("compression.zstd", "backports.zstd", "pyzstd")
 
 
-def inflated(archive: BinaryIO, head: bytes) -> Any:
+class Stream(Protocol):
+    """What an archive is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most size bytes; none at the end."""
+
+
+def inflated(archive: Stream, head: bytes) -> Any:
     """What reads the content of an archive that begins with head; the archive itself if it is not compressed.
 
     Raises BesomError where this Python has no library for it.
@@ -30,7 +37,7 @@ def inflated(archive: BinaryIO, head: bytes) -> Any:
 class _Inflated:
     """The content of one compressed stream after the other (pigz, pbzip2 and pixz write several)."""
 
-    def __init__(self, stream: BinaryIO, begin: Callable[[], Any]) -> None:
+    def __init__(self, stream: Stream, begin: Callable[[], Any]) -> None:
         self._stream, self._begin = stream, begin
         self._one = begin()
 
@@ -77,23 +84,23 @@ class _Gunzip:
         return self._one.unused_data
 
 
-def _gzip(stream: BinaryIO) -> Any:
+def _gzip(stream: Stream) -> Any:
     return _Inflated(stream, _Gunzip)
 
 
-def _bzip2(stream: BinaryIO) -> Any:
+def _bzip2(stream: Stream) -> Any:
     return _Inflated(stream, _library("bz2 archive", ("bz2",)).BZ2Decompressor)
 
 
-def _xz(stream: BinaryIO) -> Any:
+def _xz(stream: Stream) -> Any:
     lzma = _library("xz archive", ("lzma",))
-    return _Inflated(stream, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_MEMORY))
+    return _Inflated(stream, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_MEMORY))
 
 
-def _zstd(stream: BinaryIO) -> Any:
+def _zstd(stream: Stream) -> Any:
     found = _library("zst archive", (*_ZSTD, "zstandard"))
     if found.__name__ == "zstandard":
-        return found.ZstdDecompressor(max_window_size=_MOST_MEMORY).stream_reader(
+        return found.ZstdDecompressor(max_window_size=MOST_MEMORY).stream_reader(
             stream, read_across_frames=True
         )
     return _Inflated(stream, found.ZstdDecompressor)
@@ -111,7 +118,7 @@ def _library(what: str, names: Iterable[str]) -> Any:
     )
 
 
-_INFLATERS: dict[bytes, Callable[[BinaryIO], Any]] = {
+_INFLATERS: dict[bytes, Callable[[Stream], Any]] = {
     b"\x1f\x8b": _gzip,
     b"BZh": _bzip2,
     b"\xfd7zXZ\0": _xz,

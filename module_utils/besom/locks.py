@@ -95,7 +95,7 @@ class LockTable:
                 major, minor, inode = words[5].split(b":")
                 device, number = os.makedev(int(major, 16), int(minor, 16)), int(inode)
                 pid = int(words[4])
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
             if pid != own:
                 self._locks.setdefault(number, []).append((device, pid))

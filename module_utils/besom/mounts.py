@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 
 _MNT_ID = re.compile(rb"^mnt_id:\s*(\d+)", re.MULTILINE)
+# The kernel's ids are of 32 bits.
+_ID = re.compile(rb"[0-9]{1,18}")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 # Beginnings of the types of file systems that may wait for a server, so that even a stat of them can hang.
 MAY_HANG = (
@@ -54,7 +56,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
     for line in text.split(b"\n"):
         before, separator, after = line.partition(b" - ")
         head, tail = before.split(b" "), after.split(b" ")
-        if not separator or len(head) < 6 or len(tail) < 2 or not (head[0].isdigit() and head[1].isdigit()):
+        if not separator or len(head) < 6 or len(tail) < 2 or not all(map(_ID.fullmatch, head[:2])):
             continue
         path, source = (
             os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m.group(1), 8) & 255]), b))

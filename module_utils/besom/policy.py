@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from .errors import UsageError
-from .units import Share, is_name, parse_count, parse_duration, parse_size, printable
+from .units import Share, is_name, parse_count, parse_duration, parse_size, shown
 
 LAYOUTS = ("files", "trees", "sessions")
 ORDERS = ("oldest", "lru", "created")
@@ -58,9 +58,11 @@ class Policy:
             for key, read in readers.items()
             if values.get(key) is not None
         }
-        order = values.get("order") or ("created" if layout == "sessions" else "oldest")
+        order = values.get("order")
+        if order is None:
+            order = "created" if layout == "sessions" else "oldest"
         if order not in ORDERS:
-            raise UsageError(f"{where}order: {printable(str(order))} is not one of {', '.join(ORDERS)}.")
+            raise UsageError(f"{where}order: {shown(order)} is not one of {', '.join(ORDERS)}.")
         if order == "created" and layout != "sessions":
             raise UsageError(f"{where}order: created needs the layout sessions; use oldest or lru here.")
         policy = cls(order=order, **given)
@@ -124,18 +126,19 @@ def read_store(values: Any, where: str = "", limits_required: bool = True) -> St
     values = read_mapping(values, where, STORE_KEYS)
     name = values.get("name")
     if name is not None and (not isinstance(name, str) or not name or "/" in name):
-        raise UsageError(f"{where}name: {printable(str(name))} is not a name; use one without a slash.")
-    where = f"{where}{name}: " if name else where
+        raise UsageError(f"{where}name: {shown(name)} is not a name; use one without a slash.")
+    where = f"{where}{shown(name)}: " if name else where
     layout = values.get("layout")
     if layout not in LAYOUTS:
-        raise UsageError(f"{where}layout: {printable(str(layout))} is not one of {', '.join(LAYOUTS)}.")
-    backend = values.get("lock_backend") or "flock"
+        raise UsageError(f"{where}layout: {shown(layout)} is not one of {', '.join(LAYOUTS)}.")
+    backend = values.get("lock_backend")
+    backend = "flock" if backend is None else backend
     if backend not in LOCK_BACKENDS:
         known = ", ".join(LOCK_BACKENDS)
-        raise UsageError(f"{where}lock_backend: {printable(str(backend))} is not one of {known}.")
+        raise UsageError(f"{where}lock_backend: {shown(backend)} is not one of {known}.")
     group_key = values.get("group_key")
     if group_key is not None and (not isinstance(group_key, str) or not group_key):
-        raise UsageError(f"{where}group_key: {printable(str(group_key))} is not the name of a key.")
+        raise UsageError(f"{where}group_key: {shown(group_key)} is not the name of a key.")
     if group_key is not None and layout != "sessions":
         raise UsageError(f"{where}group_key needs the layout sessions, whose metadata it is a key of.")
     policy, hooks = Policy.from_mapping(values, where, layout), _read_hooks(values, where)
@@ -150,7 +153,7 @@ def _read_hooks(values: Mapping[str, Any], where: str) -> Hooks:
     for key in HOOK_KEYS[:2]:
         command = values.get(key)
         if command is not None and (not isinstance(command, str) or not command.strip() or "\0" in command):
-            raise UsageError(f"{where}{key}: {printable(str(command))!r} is not a command for /bin/sh.")
+            raise UsageError(f"{where}{key}: {shown(command)!r} is not a command for /bin/sh.")
     timeout = values.get("hook_timeout")
     seconds = Hooks.timeout if timeout is None else parse_duration(timeout, where + "hook_timeout")
     return Hooks(values.get("before_prune") or "", values.get("after_prune") or "", seconds)
@@ -167,7 +170,7 @@ def read_temps(values: Any, where: str = "") -> Temps:
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern or "/" in pattern or "\0" in pattern:
             raise UsageError(
-                f"{where}pattern: '{printable(str(pattern))}' is not the glob of a name; "
+                f"{where}pattern: '{shown(pattern)}' is not the glob of a name; "
                 "it cannot be empty or contain a slash."
             )
     older_than = values.get("older_than")
@@ -179,14 +182,14 @@ def read_path(values: Mapping[str, Any], where: str = "") -> str:
     """The absolute path under the key `path`. Raises UsageError."""
     path = values.get("path")
     if not isinstance(path, str) or not path.startswith("/") or not is_name(path):
-        raise UsageError(f"{where}path: {printable(str(path))} is not an absolute path.")
+        raise UsageError(f"{where}path: {shown(path)} is not an absolute path.")
     return path
 
 
 def read_mapping(values: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise UsageError(f"{where or 'this '}must be a mapping with the keys {', '.join(keys)}.")
-    unknown = [str(key) for key in values if key not in keys]
+    unknown = [key for key in values if key not in keys]
     if unknown:
-        raise UsageError(f"{where}unknown key {printable(unknown[0])}; the keys are {', '.join(keys)}.")
+        raise UsageError(f"{where}unknown key {shown(unknown[0])}; the keys are {', '.join(keys)}.")
     return values

@@ -15,7 +15,7 @@ from typing import Any, Callable
 
 from .command_line import command_of
 from .errors import BesomError, UsageError
-from .fetch import redact
+from .fetch import is_host, redact
 from .units import printable
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -27,6 +27,8 @@ _PATIENCE_S = 5.0
 # How often a holder makes sure that its connection still carries something, in seconds.
 _SELF_CHECK_S = 10.0
 _PAUSE_S = 0.25
+# What a holder tells of itself is shorter than this: a host's name, a command of 120 characters.
+_LONGEST = 1000
 
 
 def check_redis_url(url: Any, name: str = "redis_url") -> str:
@@ -39,6 +41,7 @@ def check_redis_url(url: Any, name: str = "redis_url") -> str:
         local = parts.scheme == "unix"
         place = parts.path if local else parts.hostname
         good = parts.scheme in SCHEMES and bool(place) and (parts.port or 1) > 0
+        good = good and (local or is_host(parts.netloc))
     except ValueError:
         good = False
     # A password with a sign of its own puts its rest, and the host, elsewhere.
@@ -135,15 +138,20 @@ class RedisLock:
         """What the holder has told of itself; empty when that cannot be had."""
         try:
             found = json.loads(self._asking.get(self._channel) or "{}")
-            return {
-                "pid": int(found["pid"]),
-                "command": printable(str(found["command"])),
-                "since": float(found["since"]),
-                "host": printable(str(found["host"])),
-                "id": str(found["id"]),
-            }
-        except (*self._errors, ValueError, TypeError, KeyError):
+            pid, since = found["pid"], found["since"]
+            texts = {name: found[name] for name in ("command", "host", "id")}
+        except (*self._errors, ValueError, TypeError, KeyError, RecursionError):
             return {}
+        # Whoever may write to Redis may have written it.
+        sound = (
+            isinstance(pid, int)
+            and 0 < pid < 2**31
+            and isinstance(since, (int, float))
+            and 0 <= since < 2**40
+        )
+        if not sound or not all(isinstance(text, str) and len(text) <= _LONGEST for text in texts.values()):
+            return {}
+        return {"pid": pid, "since": since, **{name: printable(text) for name, text in texts.items()}}
 
     def seen(self) -> dict[str, Any] | None:
         """Who has it, without asking for it: None when it is free, empty when the holder is unknown.

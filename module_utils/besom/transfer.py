@@ -22,7 +22,7 @@ from .durable import Draft
 from .errors import BesomError, UsageError
 from .fetch import Opener, body_length, check_url, redact
 from .origin import Origin, digest_of, read_origin, said, write_origin
-from .units import format_duration, printable
+from .units import format_duration, shown
 
 BLOCK = 256 * 1024
 DEFAULT_RETRIES = 4
@@ -65,8 +65,8 @@ def read_checksum(value: Any, name: str = "checksum", allow_weak: bool = False) 
     except ValueError:
         raise UsageError(f"{name}: this host has no {algorithm}; give a sha256.") from None
     if not length or not re.fullmatch(rf"[0-9a-f]{{{2 * length}}}", digest):
-        shown = printable(str(value))[:80]
-        raise UsageError(f"{name}: '{shown}' is no checksum; write sha256: and its {2 * 32} hex digits.")
+        said = shown(value)[:80]
+        raise UsageError(f"{name}: '{said}' is no checksum; write sha256: and its {2 * 32} hex digits.")
     return Checksum(algorithm, digest)
 
 
@@ -79,7 +79,7 @@ def read_headers(value: Any, name: str = "headers") -> dict[str, str]:
     found = {}
     for key, text in value.items():
         if not isinstance(key, str) or not _TOKEN.fullmatch(key):
-            raise UsageError(f"{name}: '{printable(str(key))}' is no name of a header.")
+            raise UsageError(f"{name}: '{shown(key)}' is no name of a header.")
         text = str(text)
         if not all(char == "\t" or " " <= char != "\x7f" for char in text) or not text.isascii():
             # The value may be a secret, so it is not shown.
@@ -254,7 +254,8 @@ def _redirected(source: Source, url: str, location: str) -> str:
 def _refusal(source: Source, error: Exception) -> Exception:
     """What an opener raised, as an error for good or one that may pass."""
     reason = getattr(error, "reason", error)
-    text = printable(str(getattr(reason, "strerror", None) or reason) or type(error).__name__)
+    # A server has a say in it, and says what it likes.
+    text = shown(str(getattr(reason, "strerror", None) or reason) or type(error).__name__)
     # ssl is not everywhere; its errors of verification all have this attribute.
     if hasattr(reason, "verify_code") or "CERTIFICATE_VERIFY_FAILED" in text:
         return BesomError(f"{source.shown}: its certificate is not trusted ({text}).")

@@ -11,18 +11,20 @@ from typing import Any
 
 from .errors import UsageError
 
-_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([KMGTPE]?)(i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([KMGTPE]?)(i?B)?", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([smhdw]?)")
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%")
 _FACTOR = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P", "E"))}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 # What signed 64-bit figures of the kernel can hold, in bytes and in nanoseconds.
 _MOST = 2**63 - 1
+_LONGEST_SHOWN = 200
 
 
 def _text(value: Any) -> str:
     if isinstance(value, str):
-        return value.strip()
+        # Decimal takes the digits of any script.
+        return value.strip() if value.isascii() else ""
     # True is an int in Python; str() raises ValueError for a whole number of more than 4300 digits.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MOST:
         return repr(value)
@@ -140,6 +142,14 @@ def printable(path: str | bytes) -> str:
         # Where the file system's encoding is ASCII, all that is not comes as single bytes.
         name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return "".join(map(_escape, name))
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: one line of at most 200 characters, whatever somebody has written."""
+    # str() raises ValueError for a whole number of more than 4300 digits.
+    text = hex(value) if isinstance(value, int) and abs(value) > _MOST else str(value)
+    line = printable(text[:_LONGEST_SHOWN])
+    return line if len(line) <= _LONGEST_SHOWN >= len(text) else f"{line[:_LONGEST_SHOWN]}..."
 
 
 def from_printable(text: str) -> str:

@@ -7,30 +7,30 @@ daemon warns of them and goes on.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from besom.errors import UsageError
 from besom.fetch import check_url, redact
 from besom.policy import LIMITS, Store, Temps, read_store, read_temps
 from besom.run import Run
-from besom.units import parse_count, parse_duration, parse_size, printable
+from besom.units import parse_count, parse_duration, parse_size, printable, shown
 
-if TYPE_CHECKING:
-    import yaml
+from .document import Unreadable, parse_yaml, read_text
 
 KEYS = ("stores", "temps", "mounts", "daemon", "drain", "log", "metrics", "lock_timeout", "redis_url")
 HOST_FILE = "/etc/besom/besom.yml"
 AFTER_FAILURE = ("continue", "stop")
 LOG_FORMATS = ("text", "json", "clef")
-# Some thousand aliases can stand for more nodes than any memory holds.
+# Values and characters of a file: more than any host has stores for.
 _MOST_NODES = 100_000
+_MOST_TEXT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -157,32 +157,32 @@ def _timeout(value: Any, name: str) -> float:
 def _interval(value: Any, name: str) -> float:
     seconds = parse_duration(value, name)
     if seconds < 1:
-        raise UsageError(f"{name}: '{printable(str(value))}' is shorter than a second; give 1s or more.")
+        raise UsageError(f"{name}: '{shown(value)}' is shorter than a second; give 1s or more.")
     return seconds
 
 
 def _phase(value: Any, name: str) -> float:
     seconds = parse_duration(value, name)
     if seconds < 2:
-        raise UsageError(f"{name}: '{printable(str(value))}' is too short for a phase; give 2s or more.")
+        raise UsageError(f"{name}: '{shown(value)}' is too short for a phase; give 2s or more.")
     return seconds
 
 
 def _truth(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise UsageError(f"{name}: '{printable(str(value))}' is neither true nor false.")
+        raise UsageError(f"{name}: '{shown(value)}' is neither true nor false.")
     return value
 
 
 def _after_failure(value: Any, name: str) -> str:
     if value not in AFTER_FAILURE:
-        raise UsageError(f"{name}: '{printable(str(value))}' is not one of {', '.join(AFTER_FAILURE)}.")
+        raise UsageError(f"{name}: '{shown(value)}' is not one of {', '.join(AFTER_FAILURE)}.")
     return str(value)
 
 
 def _path(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
-        raise UsageError(f"{name}: '{printable(str(value))}' is not an absolute path.")
+        raise UsageError(f"{name}: '{shown(value)}' is not an absolute path.")
     return value
 
 
@@ -195,7 +195,7 @@ def _key_file(value: Any, name: str) -> str:
 
 def _format(value: Any, name: str) -> str:
     if value not in LOG_FORMATS:
-        raise UsageError(f"{name}: '{printable(str(value))}' is not one of {', '.join(LOG_FORMATS)}.")
+        raise UsageError(f"{name}: '{shown(value)}' is not one of {', '.join(LOG_FORMATS)}.")
     return str(value)
 
 
@@ -211,7 +211,7 @@ def _yes_or_no(value: Any, name: str) -> bool:
         "off": False,
     }
     if str(value).strip().lower() not in words:
-        raise UsageError(f"{name}: '{printable(str(value))}' is neither true nor false.")
+        raise UsageError(f"{name}: '{shown(value)}' is neither true nor false.")
     return words[str(value).strip().lower()]
 
 
@@ -281,6 +281,12 @@ class _Reader:
         self.values: Mapping[Any, Any] = {}
         # The line of each value by its path of keys and indexes.
         self.lines: dict[tuple[Any, ...], int] = {}
+        # Keys that stand twice, and all that is around one: nobody can tell what was meant.
+        self.twice: Mapping[tuple[Any, ...], int] = {}
+        self.unsure: set[tuple[Any, ...]] = set()
+        self.told: set[str] = set()
+        # How often each name of a store stands there.
+        self.names: Counter[str] = Counter()
         # Index and name of the stores that several machines share.
         self.shared: list[tuple[int, str]] = []
 
@@ -298,8 +304,9 @@ class _Reader:
         except UsageError as error:
             message = str(error)
             words = re.findall(r"[\w]+", message.partition("; ")[0])
-            inner = [keys[-1] for keys in self.lines if keys and keys[:-1] == place]
-            self.problem(message, *place, next((word for word in words if word in inner), None))
+            self.problem(
+                message, *place, next((word for word in words if (*place, word) in self.lines), None)
+            )
 
     def read_file(self) -> None:
         values = self._parse()
@@ -311,7 +318,7 @@ class _Reader:
         self.values = values
         for key in values:
             if key not in KEYS:
-                name = printable(str(key))
+                name = shown(key)
                 self.problem(f"unknown key {name}; the keys are {', '.join(KEYS)}.", key)
         for section, keys in _SECTIONS.items():
             inner = values.get(section)
@@ -319,11 +326,14 @@ class _Reader:
                 self.problem(f"{section} must be a mapping with the keys {', '.join(keys)}.", section)
             for key in inner if isinstance(inner, Mapping) else ():
                 if key not in keys:
-                    name = printable(str(key))
+                    name = shown(key)
                     self.problem(
                         f"{section}: unknown key {name}; the keys are {', '.join(keys)}.", section, key
                     )
-        for index, entry in self._entries("stores"):
+        stores = list(self._entries("stores"))
+        named = (entry.get("name") for _, entry in stores if isinstance(entry, Mapping))
+        self.names.update(name for name in named if isinstance(name, str))
+        for index, entry in stores:
             with self.noting("stores", index):
                 store = self._add_store(entry)
                 if store.lock_backend == "redis":
@@ -337,62 +347,33 @@ class _Reader:
 
     def _parse(self) -> Any:
         """The values of the file; None when it is empty or cannot be read, which is noted."""
-        # 20 ms that only a file needs.
-        import yaml
-
         try:
-            with open(self.config.path, encoding="utf-8") as stream:
-                loader = yaml.SafeLoader(stream)
-                try:
-                    node = loader.get_single_node()
-                    if node is None:
-                        return None
-                    self._find_lines(node, (), [0])
-                    values = loader.construct_document(node)
-                    # What cannot be told in a sentence cannot be read either: huge numbers, surrogates.
-                    json.dumps(values, ensure_ascii=False, default=str, skipkeys=True).encode()
-                    return values
-                finally:
-                    loader.dispose()
+            document = parse_yaml(read_text(self.config.path, _MOST_TEXT), _MOST_NODES)
         except OSError as error:
             self.config.readable = False
             self.config.problems.append(Problem(0, f"cannot be read: {error.strerror}."))
-        except Exception as error:  # noqa: BLE001 (PyYAML's constructors raise what comes, as for !!int "")
+            return None
+        except Unreadable as error:
             self.config.readable = False
-            mark = getattr(error, "problem_mark", None)
-            problem = str(getattr(error, "problem", None) or "it cannot be parsed")
             # A key that begins with * or ! is taken for one of these.
-            problem = re.sub(r"(alias|tag|handle|anchor) .*", r"\1", problem)
-            line = mark.line + 1 if mark else 1
-            self.config.problems.append(Problem(line, f"not valid YAML: {printable(problem)}."))
-        return None
-
-    def _find_lines(self, node: yaml.Node, place: tuple[Any, ...], count: list[int]) -> None:
-        """Note the line of each value; a key that stands twice is a problem, since one would be lost."""
-        count[0] += 1
-        if count[0] > _MOST_NODES:
-            raise ValueError("too many nodes")
-        self.lines.setdefault(place, node.start_mark.line + 1)
-        kind = getattr(node, "id", "")
-        if kind == "sequence":
-            for index, item in enumerate(node.value):
-                self._find_lines(item, (*place, index), count)
-        elif kind == "mapping":
-            for key, value in node.value:
-                name = key.value if isinstance(key.value, Hashable) else None
-                inner = (*place, name)
-                if inner in self.lines and key.tag != "tag:yaml.org,2002:merge":
-                    where = key.start_mark.line + 1
-                    self.config.problems.append(
-                        Problem(where, f"{printable(str(name))} stands twice; remove one of them.")
-                    )
-                self.lines[inner] = key.start_mark.line + 1
-                self._find_lines(value, inner, count)
+            problem = re.sub(r"(alias|tag|handle|anchor) .*", r"\1", str(error))
+            self.config.problems.append(Problem(error.line or 1, f"not valid YAML: {shown(problem)}."))
+            return None
+        self.lines = document.lines
+        self.twice = document.twice
+        for place, line in self.twice.items():
+            sentence = f"{shown(place[-1])} stands twice; remove one of them."
+            self.config.problems.append(Problem(line, sentence))
+            self.unsure.update(place[:length] for length in range(1, len(place) + 1))
+        return document.values
 
     def _entries(self, key: str) -> Iterator[tuple[int, Any]]:
         found = self.values.get(key)
+        if (key,) in self.twice:
+            return  # which of the two was meant nobody can tell
         if isinstance(found, list):
-            yield from enumerate(found)
+            # Nor what an entry means in which a key stands twice.
+            yield from ((index, one) for index, one in enumerate(found) if (key, index) not in self.unsure)
         elif found is not None:
             self.problem(f"{key} must be a list.", key)
 
@@ -407,11 +388,9 @@ class _Reader:
                     break
         store = read_store(entry, "stores: ")
         if not store.name:
-            raise UsageError(f"stores: path: {printable(store.path)} has no name; give it one.")
-        if store.name in config.stores:
-            # Which of the two was meant nobody can tell.
-            del config.stores[store.name], config.raw_stores[store.name]
-            raise UsageError(f"stores: name: two stores are named {printable(store.name)}; rename one.")
+            raise UsageError(f"stores: path: {shown(store.path)} has no name; give it one.")
+        if self.names[store.name] > 1:
+            raise UsageError(f"stores: name: two stores are named {shown(store.name)}; rename one.")
         config.stores[store.name] = store
         config.raw_stores[store.name] = entry
         return store
@@ -422,7 +401,8 @@ class _Reader:
             yield
         except UsageError as error:
             sentence = f"{error} {instead}"
-            if not any(problem.message == sentence for problem in self.config.problems):
+            if sentence not in self.told:
+                self.told.add(sentence)
                 self.config.problems.append(Problem(0, sentence, in_file=False, alone=str(error)))
 
     def read_settings(self) -> None:
@@ -431,7 +411,7 @@ class _Reader:
             for key in keys[:-1]:
                 values = values.get(key)
                 values = values if isinstance(values, Mapping) else {}
-            if values.get(keys[-1]) is not None:
+            if values.get(keys[-1]) is not None and not any(keys[:n] in self.twice for n in (1, 2)):
                 with self.noting(*keys[:-1]):
                     setattr(self.config, name, reading(values[keys[-1]], ": ".join(keys)))
             for variable, reading_variable in variables.items():
@@ -442,7 +422,7 @@ class _Reader:
                     break
         if not self.config.redis_url:
             for index, store in self.shared:
-                where = f"stores: {printable(store)}: lock_backend: redis"
+                where = f"stores: {shown(store)}: lock_backend: redis"
                 self.problem(
                     f"{where} needs redis_url, or BESOM_REDIS_URL; set it.", "stores", index, "lock_backend"
                 )

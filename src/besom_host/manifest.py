@@ -11,11 +11,14 @@ from besom.artifacts import Artifact, Common, read_artifacts
 from besom.errors import UsageError
 from besom.policy import read_mapping
 from besom.transfer import read_headers
-from besom.units import is_name, printable
+from besom.units import is_name, printable, shown
+
+from .document import Unreadable, parse_yaml, read_text
 
 KEYS = ("store", "artifacts", "headers", "url_username", "url_password", "force_basic_auth")
-# Aliases of YAML can stand for more than any memory holds.
-_MOST_ALIASES = 1000
+# Values and characters: some 250,000 artifacts.
+_MOST_NODES = 1_000_000
+_MOST_TEXT = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -53,32 +56,30 @@ def read_manifest(path: str, allow_weak: bool = False) -> Manifest:
 
 def _parse(path: str) -> Any:
     try:
-        with open(path, encoding="utf-8") as stream:
-            text = stream.read()
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UsageError(f"{printable(path)} cannot be read: {reason}.") from error
-    try:
-        # Most manifests that programs write are JSON, which json reads a hundred times as fast.
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return _load(text)
-    except Exception as error:  # noqa: BLE001 (PyYAML's constructors raise what comes, as for !!int "")
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        line = mark.line + 1 if mark else 1
-    raise UsageError(f"{printable(path)}, line {line}: not valid YAML or JSON: {printable(problem)}.")
+        text = read_text(path, _MOST_TEXT)
+        try:
+            # Most manifests that programs write are JSON, which json reads a hundred times as fast.
+            return json.loads(text, object_pairs_hook=_once)
+        except (ValueError, RecursionError):
+            document = parse_yaml(text, _MOST_NODES)
+    except OSError as error:
+        raise UsageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
+    except Unreadable as error:
+        if error.line is None:
+            raise UsageError(f"{printable(path)} cannot be read: {error}.") from None
+        problem = shown(error)
+        raise UsageError(
+            f"{printable(path)}, line {error.line}: not valid YAML or JSON: {problem}."
+        ) from None
+    for place, line in document.twice.items():
+        key = shown(place[-1])
+        raise UsageError(f"{printable(path)}, line {line}: {key} stands twice; remove one of them.")
+    return document.values
 
 
-def _load(text: str) -> Any:
-    # 20 ms that only YAML needs.
-    import yaml
-
-    aliases = 0
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        aliases += isinstance(token, yaml.AliasToken)
-        if aliases > _MOST_ALIASES:
-            raise ValueError("too many aliases")
-    return yaml.safe_load(text)
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        # YAML's reader names the line.
+        raise ValueError("a key stands twice")
+    return values

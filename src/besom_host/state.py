@@ -215,7 +215,7 @@ class StateDir:
         """How many runs were asked for so far."""
         try:
             with os.fdopen(self._open("trigger", os.O_RDONLY)) as file:
-                return int(file.read(20) or "0")
+                return max(0, int(file.read(20) or "0"))
         except (OSError, ValueError):
             return 0
 
@@ -239,17 +239,54 @@ class StateDir:
 
 def _is_sound(status: Any) -> bool:
     """Whether the values are of the kinds that they should be, whoever has written them."""
-    numbers = (status.answered, status.runs, status.reloads)
-    keys = ("began", "ended", "outcome", "removed_entries", "freed_bytes", "messages")
-    last, works = status.last_run, status.in_flight
+    last, works, process = status.last_run, status.in_flight, status.process
     return (
-        all(isinstance(number, int) for number in numbers)
-        and isinstance(status.stop_timeout, (int, float))
-        and (last is None or (isinstance(last, dict) and all(key in last for key in keys)))
+        status.state in (STOPPED, STARTING, IDLE, RUNNING, DRAINING)
+        and (process is None or (_are_counts(process.pid) and _are_texts(process.token)))
+        and all(time_ is None or _are_times(time_) for time_ in (status.since, status.next_run))
+        and _are_times(status.stop_timeout)
+        and _are_counts(status.answered, status.runs, status.reloads)
+        and isinstance(status.config, str)
+        and isinstance(status.warnings, list)
+        and _are_texts(status.reload_error, *status.warnings)
+        and (last is None or _is_last_run(last))
         and isinstance(works, list)
-        and all(isinstance(one, dict) and {"operation", "path", "since"} <= one.keys() for one in works)
-        and (status.process is None or isinstance(status.process.pid, int))
+        and all(_is_work(one) for one in works)
     )
+
+
+def _is_last_run(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and values.keys() == {"began", "ended", "outcome", "removed_entries", "freed_bytes", "messages"}
+        and _are_times(values["began"], values["ended"])
+        and _are_counts(values["removed_entries"], values["freed_bytes"])
+        and isinstance(values["messages"], list)
+        and _are_texts(values["outcome"], *values["messages"])
+    )
+
+
+def _is_work(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and values.keys() == {"operation", "path", "since"}
+        and _are_texts(values["operation"], values["path"])
+        and _are_times(values["since"])
+    )
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _are_times(*values: Any) -> bool:
+    # Times and durations in seconds; infinities and NaN are neither.
+    return all(type(value) in (int, float) and 0 <= value < 2**40 for value in values)
+
+
+def _are_texts(*values: Any) -> bool:
+    # A line each: they are shown on terminals.
+    return all(isinstance(value, str) and value.isprintable() for value in values)
 
 
 def _close_descriptor(file: IO[str] | None, owner: int) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,59 @@ def test_a_limit_that_cannot_be_read_from_the_environment_leaves_the_store_alone
     assert "BESOM_MAX_SIZE: '-5'" in config.problems[0].message
 
 
-def test_of_two_stores_with_one_name_neither_is_pruned(tmp_path: Path) -> None:
-    config = read(write(tmp_path, {"stores": [GEMS, {**GEMS, "max_size": "1K"}]}), {})
+@pytest.mark.parametrize("others", [[{**GEMS, "max_size": "1K"}], [GEMS, GEMS], [{**GEMS, "max_size": "x"}]])
+def test_of_several_stores_with_one_name_none_is_pruned(tmp_path: Path, others: list[Any]) -> None:
+    config = read(write(tmp_path, {"stores": [GEMS, *others]}), {})
     assert config.stores == {}
+    assert "rename one" in " ".join(config.sentences)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stores: [{name: a, path: /a, layout: files, max_size: 100G, max_size: 1G}]",
+        "stores: [{name: a, path: /a, layout: files, min_age: 7d, min_age: 1s, max_age: 9d}]",
+        "stores: [{name: a, path: /a, layout: files}]\nstores: [{name: b, path: /a, layout: files}]",
+        "temps: [{path: /a, older_than: 30d, older_than: 1s}]",
+        "x: &x {name: a, path: /a, layout: files, max_size: 9G, max_size: 1G}\nstores: [*x]",
+    ],
+)
+def test_what_says_two_things_is_left_alone(tmp_path: Path, text: str) -> None:
+    config = read(write(tmp_path, text), {})
+    assert (config.stores, config.temps) == ({}, [])
+    assert "stands twice; remove one of them" in " ".join(config.sentences)
+
+
+def test_a_setting_that_stands_twice_has_its_default(tmp_path: Path) -> None:
+    config = read(
+        write(tmp_path, "daemon: {interval: 1s, interval: 9h}\nlock_timeout: 1\nlock_timeout: 2"), {}
+    )
+    assert (config.interval, config.lock_timeout) == (3600, 30)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stores:\n" + "- 1\n" * 4000,
+        "stores:\n" + "- {name: a, path: /a, layout: files}\n" * 1500,
+        "x: " + "- " * 2000,
+        "a: &a [x, x]\n"
+        + "".join(f"{c}: &{c} [*{p}, *{p}, *{p}]\n" for p, c in zip("abcdefghijklmno", "bcdefghijklmnop")),
+        "a: &a {x: 1}\n"
+        + "".join(
+            f"{c}: &{c} {{<<: [*{p}, *{p}, *{p}]}}\n" for p, c in zip("abcdefghijklmno", "bcdefghijklmnop")
+        ),
+        "x" * (1 << 20) + "x",
+    ],
+    ids=["numbers", "names", "deep", "aliases", "merges", "long"],
+)
+def test_a_file_that_takes_long_is_read_or_refused_in_time(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, text)
+    started = time.process_time()
+    config = read(file, {"BESOM_MAX_SIZE": "x"})
+    assert time.process_time() - started < 3
+    assert config.problems
+    assert all(len(sentence) < 1000 for sentence in config.sentences)
 
 
 @pytest.mark.parametrize(("text", "status"), [("temps: []", 0), ("temps: {}\nshops: 1", 2), ("temps: [", 2)])

@@ -13,10 +13,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 from inotify_simple import INotify, flags
+
+from besom_host.state import StateDir, Status
 
 from .conftest import Held
 from .host import PATIENCE_S, Host, Process, await_exit
@@ -577,6 +579,37 @@ def test_whatever_stands_in_the_status_file_is_survived(host: Host, text: str) -
     assert host.daemon("status").status == 1
     pid = host.start()
     assert host.daemon("status")["pid"] == pid
+
+
+LAST = {"began": 1, "ended": 2, "outcome": "done", "removed_entries": 1, "freed_bytes": 1, "messages": []}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": 5},
+        {"state": ["idle"]},
+        {"warnings": 5},
+        {"warnings": ["two\nlines"]},
+        {"next_run": 1e300},
+        {"since": "x"},
+        {"last_run": {**LAST, "ended": "x"}},
+        {"last_run": {**LAST, "freed_bytes": None}},
+        {"last_run": {**LAST, "messages": 7}},
+        {"in_flight": [{"operation": "prune", "path": "/srv", "since": "x"}]},
+        {"runs": -1},
+        {"stop_timeout": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_status_that_cannot_be_is_none(host: Host, changes: dict[str, Any]) -> None:
+    state = StateDir(str(host.state_dir))
+    state.prepare()
+    sound = {"process": None, "state": "idle", "last_run": LAST, "config": "/etc/x"}
+    (host.state_dir / "status.json").write_text(json.dumps(sound))
+    assert state.observe().last_run == LAST
+    (host.state_dir / "status.json").write_text(json.dumps({**sound, **changes}))
+    assert state.observe() == Status()
 
 
 def test_what_is_locked_cannot_be_opened_by_others(host: Host) -> None:

@@ -8,11 +8,13 @@ import gzip
 import io
 import lzma
 import os
+import signal
 import stat
 import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -527,3 +529,58 @@ def test_whatever_is_changed_in_an_archive_it_is_read_or_refused(
     with suppress(BadArchive):
         box.extract(bytes(data), limits=Limits(bytes=10_000_000))
     assert [path.name for path in box.base.iterdir()] == ["box"]
+
+
+def header(kind: bytes, data: bytes) -> bytes:
+    return info("x", kind, size=len(data)).tobuf(tarfile.USTAR_FORMAT) + data.ljust(
+        -(-len(data) // 512) * 512, b"\0"
+    )
+
+
+def test_keys_that_nobody_uses_take_no_memory(box: Box) -> None:
+    records = [
+        b"".join(b"20 %012d=abc\n" % (start + n) for n in range(1000)) for start in range(0, 50_000, 1000)
+    ]
+    archive = b"".join(header(b"g", data) for data in records) + tar(("a", b"x"))
+    tracemalloc.start()
+    try:
+        box.extract(archive)
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_that_describes_nothing_is_where_an_archive_was_cut(box: Box) -> None:
+    box.refused(tar(("a", b"x"))[:1024] + header(b"x", b"9 path=b\n") + bytes(1024), "ends too early")
+
+
+def test_a_zip_that_wants_too_much_memory_is_refused(box: Box) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a", b"x" * 1000)
+    archive_ = bytearray(stream.getvalue())
+    assert box.extract(bytes(archive_)).entries == 1
+    # A local header of 30 bytes, the name, two bytes each of version and length, one of properties.
+    archive_[36:40] = b"\xff" * 4
+    Box(box.base.parent / "second").refused(bytes(archive_), "too much memory")
+
+
+def test_a_signal_ends_it_also_where_nothing_comes_out(box: Box) -> None:
+    class Stream(io.BytesIO):
+        pieces = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            self.pieces += 1
+            if self.pieces == 3:
+                run.shutdown.request(signal.SIGTERM)
+            return super().read(size)
+
+    run, stream = Run(), Stream(gzip.compress(b"") * 100_000)
+    box.path.mkdir(parents=True)
+    fd = os.open(box.path, os.O_RDONLY)
+    try:
+        with pytest.raises(Interrupted):
+            extract(stream, fd, str(box.path), run)
+    finally:
+        os.close(fd)
+    assert stream.pieces == 3

@@ -5,6 +5,7 @@ import http.server
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -230,3 +231,21 @@ def test_a_password_is_not_shown_of_what_is_no_url_either(url: str) -> None:
 def test_a_url_that_is_no_text_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="is not an http or https URL"):
         check_url(url)
+
+
+@pytest.mark.parametrize("url", ["/" * 60_000, "://@" * 15_000, "http://h/" + "//x" * 20_000, "@" * 60_000])
+def test_a_long_url_is_shown_at_once(url: str) -> None:
+    started = time.process_time()
+    assert len(redact(url)) < 300
+    assert time.process_time() - started < 0.2
+
+
+def test_what_stands_before_the_bracket_of_an_address_is_no_host() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_url("http://u:secret[::1]x://p]@h/")
+    assert "secret" not in str(caught.value)
+    assert check_url("http://u:p@[::1]:80/") == "http://u:p@[::1]:80/"
+
+
+def test_a_login_before_the_slashes_is_no_part_of_what_is_shown() -> None:
+    assert "secret" not in redact("user:secret@host//path")

@@ -407,3 +407,9 @@ def test_a_signal_while_a_server_is_asked_in_vain_is_a_signal(area: Any) -> None
         assert ended.value.status == 143
         with lock(root):
             pass  # given up
+
+
+@pytest.mark.parametrize("place", [b"ffffffffffffffffffff:1:5", b"8:1", b"8:1:x", b"8:1:5:6"])
+def test_a_line_of_the_table_that_cannot_be_is_passed_over(place: bytes) -> None:
+    line = b"1: FLOCK  ADVISORY  WRITE 1 %b 0 EOF\n"
+    assert LockTable(line % place + line % b"08:01:7").inodes == {7}

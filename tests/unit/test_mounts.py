@@ -36,7 +36,15 @@ def test_a_directory_is_on_the_mount_of_its_parent(area: Any) -> None:
 def test_lines_that_do_not_fit_are_passed_over() -> None:
     good = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue"
     text = b"\n".join(
-        [b"garbage", good, b"x 35 98:0 / /a rw - ext3 a rw", b"1 2 3:4 / /a rw", b"1 2 - a", b""]
+        [
+            b"garbage",
+            good,
+            b"x 35 98:0 / /a rw - ext3 a rw",
+            b"1 2 3:4 / /a rw",
+            b"1 2 - a",
+            b"9" * 5000 + b" 1 98:0 / / rw - t s o",
+            b"",
+        ]
     )
     (found,) = parse_mountinfo(text)
     assert (found.id, found.parent, found.device, found.path) == (36, 35, "98:0", "/mnt2")

@@ -219,7 +219,19 @@ def test_an_unknown_size_is_a_warning(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "dest", ["../out", "/etc/x", "a/../../out", "", "a/", ".", "a\0b", "\ud800", ".x.0123456789abcdef.part"]
+    "dest",
+    [
+        "../out",
+        "/etc/x",
+        "a/../../out",
+        "",
+        "a/",
+        ".",
+        "a\0b",
+        "\ud800",
+        "a/" * 200_000 + "b",
+        ".x.0123456789abcdef.part",
+    ],
 )
 def test_a_dest_outside_is_refused(dest: str) -> None:
     with pytest.raises(UsageError, match="dest"):

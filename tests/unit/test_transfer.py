@@ -9,6 +9,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -592,3 +593,27 @@ def test_an_origin_that_nobody_wrote_is_none(tmp_path: Path, xattrs: None, raw: 
     with file.open("r+b") as stream:
         os.setxattr(stream.fileno(), "user.besom.origin", raw)
         assert read_origin(stream.fileno()) is None
+
+
+@pytest.mark.parametrize(
+    "answer", [b"H" * 60_000 + b"\r\n\r\n", b"HTTP/1.1 302 F\r\nLocation: x:" + b"/" * 60_000 + b"\r\n\r\n"]
+)
+def test_a_server_says_what_it_likes_and_only_the_beginning_is_told(place: Place, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            line, _address = listener.accept()
+            with line:
+                line.sendall(answer)
+                line.shutdown(socket.SHUT_WR)
+                while line.recv(65536):
+                    pass
+
+        server = threading.Thread(target=serve)
+        server.start()
+        started = time.process_time()
+        with pytest.raises(BesomError) as caught:
+            place.fetch(read_source(f"http://127.0.0.1:{listener.getsockname()[1]}/a"), retries=0)
+        assert len(str(caught.value)) < 1000
+        assert time.process_time() - started < 0.5
+        server.join()

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -21,6 +22,7 @@ from besom.units import (
     parse_factor,
     parse_size,
     printable,
+    shown,
 )
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -64,7 +66,24 @@ def test_a_size_means_powers_of_1024(text: object, size: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [*NEVER, "0", 0, "0G", "0.4", "5iB", "5i", "10KK", "10 KiB B", "10%", "8EiB", "9999999P", 2**63, "10  K"],
+    [
+        *NEVER,
+        "0",
+        0,
+        "0G",
+        "0.4",
+        "5iB",
+        "5i",
+        "10KK",
+        "10 KiB B",
+        "10%",
+        "8EiB",
+        "9999999P",
+        2**63,
+        "10  K",
+        "5\u212a",
+        "5\u0130B",
+    ],
     ids=label,
 )
 def test_what_is_no_size_is_refused_in_one_line_that_names_the_option(text: object) -> None:
@@ -120,7 +139,7 @@ def test_a_factor_is_a_number_from_0_to_1000(text: object, number: float) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["", "-1", -0.5, "nan", "sNaN", "inf", "1e9999", "1001", True, None, "x", "9" * 5000, 9**5000],
+    ["", "-1", -0.5, "nan", "sNaN", "inf", "1e9999", "1001", True, None, "x", "9" * 5000, 9**5000, "\u0661"],
     ids=label,
 )
 def test_what_is_no_factor_is_refused(text: object) -> None:
@@ -237,3 +256,11 @@ def test_names_are_shown_the_same_where_the_encoding_is_ascii() -> None:
 
 def test_ordinary_names_are_shown_as_they_are() -> None:
     assert printable("/srv/Bücher & 本/a b.txt") == "/srv/Bücher & 本/a b.txt"
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, "\n" * 10**6, 16**6000, ["x" * 1000]], ids=label)
+def test_a_value_is_shown_in_a_short_line_whatever_it_is(value: Any) -> None:
+    text = shown(value)
+    assert text.isprintable()
+    assert len(text) <= 203
+    assert text.endswith("...")
