@@ -263,7 +263,7 @@ class Memory:
         self._store, self._root, self._run = store, root, run
         self._file = IndexFile(store, root, run)
         self.walked: int | None = None
-        index = self._file.load()
+        index = self._file.load() if run.reconcile else None
         if index is not None:
             self.walked = index.walked
 

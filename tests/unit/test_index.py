@@ -543,7 +543,7 @@ def test_a_file_that_is_no_sound_index_changes_nothing(
         spoilt = whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
     else:
         # With a checksum that is right: as somebody would make it who may write there.
-        end = whole.index(b"\n") + 1
+        end = whole.index(b"\n", 4) + 1
         head, rest = json.loads(whole[4:end]), bytearray(whole[end:])
         if how == "field":
             head[data.draw(st.sampled_from(FIELDS))] = data.draw(ODD)
