@@ -435,6 +435,13 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
         cursor.rise(depth)
 
 
+def has_trash(root: Root) -> bool:
+    """Whether a crash, or another besom at work, has left trash in the directory open as root."""
+    os.lseek(root.fd, 0, os.SEEK_SET)
+    with os.scandir(root.fd) as names:
+        return any(TRASH.fullmatch(one.name) or SESSIONS_TRASH.fullmatch(one.name) for one in names)
+
+
 def finish_trash(cursor: Cursor, trash: str) -> Removal:
     """Remove trash that a crash left behind, unless another besom is at work on it."""
     depth = cursor.depth

@@ -183,7 +183,7 @@ class Daemon:
         )
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
         try:
-            found = keep_house(self.config, run, cause, self._watch)
+            found = keep_house(self.config, self.config.remember(run), cause, self._watch)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self.status.in_flight = []
