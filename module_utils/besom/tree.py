@@ -418,20 +418,31 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
                 raise
             # A full disk has no room for one more name: then, and only then, it goes where it is.
             return empty(cursor, name, path, found.freed)
-        cursor.enter(trash)
         locked = os.fstat(lock)
-        same = cursor.ident == (locked.st_dev, locked.st_ino)
-        found = measure(cursor, LockTable()) if same else Measure()
-        cursor.rise(depth)
+        found = _verify(cursor, trash, (locked.st_dev, locked.st_ino))
         if found.identity == planned and not found.blocked:
             return empty(cursor, trash, path, found.freed, (locked.st_dev, locked.st_ino))
-        back = put_back(cursor, trash, name)
+        is_dir = stat.S_ISDIR(os.lstat(trash, dir_fd=cursor.fd).st_mode)
+        back = put_back(cursor.fd, trash, cursor.fd, name, is_dir)
         return Removal(blocked=found.blocked or Blocked(cursor.path(back), CHANGED))
     except OSError as error:
         return refusal(path, error)
     finally:
         if lock >= 0:
             os.close(lock)
+        cursor.rise(depth)
+
+
+def _verify(cursor: Cursor, trash: str, ident: tuple[int, int]) -> Measure:
+    """What was moved away, measured once more; as nothing when it is not the directory ident any more."""
+    depth = cursor.depth
+    try:
+        cursor.enter(trash)
+        return measure(cursor, LockTable()) if cursor.ident == ident else Measure()
+    except OSError:
+        # A symlink or a file was put in its place just before it was moved: that is put back as well.
+        return Measure()
+    finally:
         cursor.rise(depth)
 
 
@@ -479,14 +490,45 @@ def refusal(path: str, error: OSError) -> Removal:
     return Removal(blocked=Blocked(path, f"cannot be removed: {error.strerror}"), failed=True)
 
 
-def put_back(cursor: Cursor, trash: str, name: str) -> str:
-    back = name
-    with suppress(FileNotFoundError):
-        os.lstat(name, dir_fd=cursor.fd)
-        # Somebody made the name anew meanwhile; left as trash, what changed would be lost at the next run.
-        back = os.fsdecode(os.fsencode(name)[:200]) + f".besom-kept-{os.urandom(8).hex()}"
-    os.rename(trash, back, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
+def put_back(source: int, trash: str, target: int, name: str, is_dir: bool) -> str:
+    """Move trash, in directory source, back to name in directory target, or beside what is there now.
+
+    Nothing is replaced but an empty directory by another; left as trash, what changed would be lost at the
+    next run. Returns the name it has now. Raises OSError.
+    """
+    beside = os.fsdecode(os.fsencode(name)[:200]) + f".besom-kept-{os.urandom(8).hex()}"
+    for back in (name, beside):
+        try:
+            if is_dir:
+                # Fails on all but an empty directory.
+                os.rename(trash, back, src_dir_fd=source, dst_dir_fd=target)
+                return back
+            os.link(trash, back, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                if not is_dir and _is_same(trash, source, back, target):
+                    break  # a kill came between link and unlink
+                if back == name:
+                    continue
+            if is_dir:
+                raise
+            # No hard links here.
+            with suppress(FileNotFoundError):
+                os.lstat(back, dir_fd=target)
+                back = beside
+            os.rename(trash, back, src_dir_fd=source, dst_dir_fd=target)
+            return back
+        break
+    os.unlink(trash, dir_fd=source)
     return back
+
+
+def _is_same(name: str, directory: int, other: str, its: int) -> bool:
+    """Whether two names are of the same inode."""
+    try:
+        return os.path.samestat(os.lstat(name, dir_fd=directory), os.lstat(other, dir_fd=its))
+    except FileNotFoundError:
+        return False
 
 
 def empty(cursor: Cursor, trash: str, path: str, freed: int, ident: tuple[int, int] | None = None) -> Removal:

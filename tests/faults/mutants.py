@@ -1,0 +1,42 @@
+"""Faults that are planted into the engine, to see that a harness finds them: one safeguard left out each."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from besom import locks, removal, sweep, tree
+
+# By name: the function, what stands in it, and what stands there instead.
+MUTANTS: dict[str, tuple[Any, str, str]] = {
+    "O_NOFOLLOW dropped": (tree.Cursor.enter, "os.O_PATH | os.O_NOFOLLOW", "os.O_PATH"),
+    "mount check dropped": (tree.Cursor.enter, "mnt_id(step) != self._root.mnt_id", "False"),
+    "re-check of the trash dropped": (
+        tree.remove_tree,
+        "found.identity == planned and not found.blocked",
+        "True",
+    ),
+    "re-check of files dropped": (removal._Worker.remove, "st.st_ino != inode\n", "False and (False)\n"),
+    "O_NONBLOCK dropped": (sweep._remove_file, " | os.O_NONBLOCK", ""),
+    "lock skipped": (locks.try_flock, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+}
+
+
+@contextmanager
+def replacing(fault: str) -> Iterator[None]:
+    """Leave a safeguard out, in this process and what it forks; whoever has imported the function as well."""
+    function, old, new = MUTANTS[fault]
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"{function.__qualname__} has no longer exactly one {old!r}"
+    made: dict[str, Any] = {}
+    code = compile(source.replace(old, new), f"<{function.__qualname__} without it>", "exec")
+    exec(code, vars(sys.modules[function.__module__]), made)  # noqa: S102
+    whole, function.__code__ = function.__code__, made[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = whole
