@@ -16,6 +16,7 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Callable
 
 from .locks import FlockUnsupported, LockTable, holder_of, try_flock
@@ -38,6 +39,7 @@ CHANGED = "changed_since_plan"
 # linux/fs.h; the value of _IOR('f', 1, long) where long has 64 bits, and where it has 32.
 _FS_IOC_GETFLAGS = 0x80086601 if array.array("l").itemsize == 8 else 0x80046601
 _IMMUTABLE, _APPEND = 0x10, 0x20
+_CAP_FOWNER = 1 << 3  # linux/capability.h
 _OPEN_AT_ONCE = 16
 _RESCANS = 3
 
@@ -236,7 +238,22 @@ def can_write(fd: int) -> bool:
 def sticky_forbids(directory: os.stat_result, st: os.stat_result) -> bool:
     """Whether a sticky directory keeps this user from removing the file with st (inode(7))."""
     uid = os.geteuid()
-    return bool(directory.st_mode & stat.S_ISVTX) and uid not in (0, directory.st_uid, st.st_uid)
+    return (
+        bool(directory.st_mode & stat.S_ISVTX)
+        and uid not in (directory.st_uid, st.st_uid)
+        and not (uid == 0 and _has_fowner(os.getpid()))
+    )
+
+
+@lru_cache(maxsize=1)
+def _has_fowner(_pid: int) -> bool:
+    """Whether this process has CAP_FOWNER, which root in a container may lack (capabilities(7))."""
+    try:
+        with open("/proc/self/status", "rb") as stream:
+            match = re.search(rb"^CapEff:\s*([0-9a-f]+)", stream.read(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match is None or bool(int(match[1], 16) & _CAP_FOWNER)
 
 
 @dataclass(frozen=True)

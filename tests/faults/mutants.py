@@ -25,6 +25,8 @@ MUTANTS: dict[str, tuple[Any, str, str]] = {
     "re-check of files dropped": (removal._Worker.remove, "st.st_ino != inode\n", "False and (False)\n"),
     "O_NONBLOCK dropped": (sweep._remove_file, " | os.O_NONBLOCK", ""),
     "every clock believed": (Clock._read, "if offset - self._offset > TOLERANCE_NS:", "if False:"),
+    "root taken for all-powerful": (tree.sticky_forbids, "_has_fowner(os.getpid())", "True"),
+    "the owner forgotten": (tree.sticky_forbids, "(directory.st_uid, st.st_uid)", "(-1, -2)"),
     "lock skipped": (locks.try_flock, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
 }
 
