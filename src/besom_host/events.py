@@ -46,6 +46,8 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "wait": ("text", "`wait_s` for people"),
     "wait_s": ("seconds", "the time until then"),
     "at": ("text", "when that is, in UTC"),
+    "ahead": ("text", "`ahead_s` for people"),
+    "ahead_s": ("seconds", "by how much the clock has jumped forward"),
     "paths": ("text", "the stores, with commas between them"),
     "hook": ("text", "`before_prune` or `after_prune`"),
     "text": ("text", "what it has printed, as one line"),
@@ -147,6 +149,14 @@ EVENTS: dict[str, Event] = {
             "The run ended in {error}.",
             "Report it with the exception; the next run comes at its time.",
             trace=True,
+        ),
+        Event(
+            "clock_doubted",
+            WARNING,
+            "The clock has jumped forward by {ahead}; ages are told by the time before that.",
+            "Set the clock right. Where it is right now, `besom daemon reload` (or a restart) says so; it is "
+            "believed anyway after it has stood for a day.",
+            more="ahead_s",
         ),
         Event("next_run", INFO, "The next run is in {wait}, at {at}.", "Nothing.", more="wait_s"),
         Event(
