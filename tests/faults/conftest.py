@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from collections import Counter
+from pathlib import Path
 from typing import Callable, Protocol
 
 import pytest

@@ -66,7 +66,9 @@ def living(operation: Operation, area: Path) -> Iterator[Callable[[], str]]:
             stack.callback(os.close, fd)
             fcntl.flock(fd, fcntl.LOCK_EX)
             held.append(path)
-        yield lambda: next((f"{path.name} of a living writer is gone" for path in held if not path.exists()), "")
+        yield lambda: next(
+            (f"{path.name} of a living writer is gone" for path in held if not path.exists()), ""
+        )
         for path in held:
             if path.is_dir():
                 (path / "half").unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What besom does to a file system, each with a judgement of what is there: one table for every kind of fault.
+"""What besom does to a file system, each with a judgement of what is there: one table for all faults.
 
-An operation is added here, and is then killed and failed at each of its calls (test_kills.py, test_errors.py).
+An operation that is added here is killed and failed at each of its calls (test_kills.py, test_errors.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import yaml
 
-from besom import drain_flag
+from besom import drain_flag, durable_tree
 from besom.artifacts import read_artifacts
 from besom.crew import Crew
 from besom.durable import write_durably
@@ -129,6 +129,18 @@ def publish_tree(path: Path) -> Report:
         return report
 
 
+def publish_tree_synced_whole(path: Path) -> Report:
+    # With so few for each, one syncfs does for all files.
+    with patch.object(durable_tree, "_FEW", 1):
+        return publish_tree(path)
+
+
+def publish_tree_in_steps(path: Path) -> Report:
+    """Where the kernel exchanges nothing."""
+    with patch.object(durable_tree, "_exchange", lambda *_arguments: False):
+        return publish_tree(path)
+
+
 def make_tree(path: Path, name: str = "tree", content: bytes = OLD) -> None:
     (path / name).mkdir()
     for leaf in ("a", "b"):
@@ -148,6 +160,14 @@ def tree_wrong(path: Path) -> str:
     # What was replaced is somewhere, under one name or the other.
     trees = [one for one in path.iterdir() if (one / "b").exists()]
     return "" if {OLD} in map(tree_content, trees) else "the old tree is lost"
+
+
+def tree_wrong_in_steps(path: Path) -> str:
+    """Its name may be gone for an instant, and comes back; nothing of either is lost."""
+    if (path / "tree").exists():
+        return tree_wrong(path)
+    whole = [tree_content(one) for one in path.iterdir() if (one / "b").exists()]
+    return "" if {OLD} in whole else "the old tree is lost"
 
 
 def tree_done(path: Path) -> bool:
@@ -525,6 +545,22 @@ OPERATIONS = {
         full=True,
         living=(_LIVING_TREE,),
     ),
+    "publish a tree, synced as a whole": Operation(
+        make_tree,
+        lambda path: told(path, lambda: publish_tree_synced_whole(path)),
+        tree_wrong,
+        tree_done,
+        full=True,
+        living=(_LIVING_TREE,),
+    ),
+    "publish a tree where nothing is exchanged": Operation(
+        make_tree,
+        lambda path: told(path, lambda: publish_tree_in_steps(path)),
+        tree_wrong_in_steps,
+        tree_done,
+        full=True,
+        living=(_LIVING_TREE,),
+    ),
     "prune files": Operation(
         partial(make_entries, trees=False),
         partial(prune_entries, layout="files"),
@@ -596,7 +632,9 @@ OPERATIONS = {
         lambda path: None,
         take_place,
         lambda path: "its place is taken" if StateDir(str(path)).is_held() else "",
-        lambda path: os.listdir(path) == ["daemon.pid"] and (path / "daemon.pid").read_text().count("\n") == 2,
+        lambda path: (
+            os.listdir(path) == ["daemon.pid"] and (path / "daemon.pid").read_text().count("\n") == 2
+        ),
     ),
     "write metrics": Operation(
         count_drain,

@@ -63,7 +63,12 @@ def amiss(operation: Operation, area: Path, case: Case, log: Path) -> str:
         # What is not essential may fail; but a temp that is left must be known for one. A stale handle is of
         # another file by now: a prune keeps that, and says so.
         hygiene(area)
-    if not status and not operation.told and (operation.full or name != "ESTALE") and not operation.done(area):
+    if (
+        not status
+        and not operation.told
+        and (operation.full or name != "ESTALE")
+        and not operation.done(area)
+    ):
         return f"it ended with 0, and left {names(area)}"
     with living(operation, area) as missed:
         wrong = converges(operation, area, missed)
@@ -86,7 +91,9 @@ def temps_in(area: Path, operation: Operation) -> str:
     return f"it left {set(temps) - kept}" if set(temps) - kept else ""
 
 
-def fail_everywhere(operation: Operation, ground: Path, every: bool, enough: str = "") -> tuple[int, list[str]]:
+def fail_everywhere(
+    operation: Operation, ground: Path, every: bool, enough: str = ""
+) -> tuple[int, list[str]]:
     """How many calls have failed, and what was found; enough: to find this once."""
     found: list[str] = []
     number = 0
@@ -146,7 +153,10 @@ def writing_in_place() -> Iterator[None]:
         finally:
             os.close(fd)
 
-    with patch("tests.faults.operations.write_durably", write), patch("besom_host.metrics.write_durably", write):
+    with (
+        patch("tests.faults.operations.write_durably", write),
+        patch("besom_host.metrics.write_durably", write),
+    ):
         yield
 
 
@@ -192,7 +202,9 @@ PLANTED: list[tuple[str, Plant, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "plant", "said"), PLANTED, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(
+    ("name", "plant", "said"), PLANTED, ids=lambda value: getattr(value, "__name__", value)
+)
 def test_a_planted_fault_is_found(ground: Path, name: str, plant: Plant, said: str) -> None:
     _count, found = fail_everywhere(planted(OPERATIONS[name], plant), ground, True, enough=said)
     assert any(said in one for one in found), found

@@ -5,12 +5,13 @@ One call of each kind in every run; scripts/test --faults kills at each, and the
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import signal
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,12 +23,23 @@ from besom.locks import LockTable
 
 from .child import Call
 from .conftest import ALL, Tried
-from .matrix import Plant, area_of, calls_in_all, converges, left, living, locked, one_of_each_kind, planted, run
-from .operations import OPERATIONS, Operation, names
+from .matrix import (
+    Plant,
+    area_of,
+    calls_in_all,
+    converges,
+    left,
+    living,
+    locked,
+    one_of_each_kind,
+    planted,
+    run,
+)
+from .operations import OPERATIONS, Operation
 
 
 def amiss(operation: Operation, area: Path, call: Call, log: Path, again: Call | None) -> str:
-    """What is amiss after a run that is killed at this call; again: where the next one is killed, if it is."""
+    """What is amiss after a run that is killed at this call; again: where the next one is killed."""
     with living(operation, area) as missed:
         status, said = run(lambda: operation.work(area), log, f"{call[0]}:signal=KILL:when={call[1]}")
         if status != -signal.SIGKILL:
@@ -47,7 +59,9 @@ def seen(operation: Operation, area: Path) -> str:
     return operation.wrong(area) or (f"{sorted(held)} is locked" if held else "")
 
 
-def kill_everywhere(operation: Operation, tmp_path: Path, every: bool, enough: str = "") -> tuple[int, list[str]]:
+def kill_everywhere(
+    operation: Operation, tmp_path: Path, every: bool, enough: str = ""
+) -> tuple[int, list[str]]:
     """How many were killed, and what was found; enough: to find this once."""
     calls = calls_in_all(operation, tmp_path)
     dice = random.Random(7)  # noqa: S311
@@ -81,7 +95,9 @@ def test_killed_at_any_call(ground: Path, name: str, tried: Tried) -> None:
 def renaming_in_place() -> Iterator[None]:
     """A rename that writes over what is there instead."""
 
-    def rename(source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+    def rename(
+        source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+    ) -> None:
         fd = os.open(source, os.O_RDONLY, dir_fd=src_dir_fd)
         content = os.read(fd, 1 << 20)
         os.close(fd)
@@ -126,9 +142,13 @@ def ignoring_locks() -> Iterator[None]:
 
 def removing_where_it_stands() -> AbstractContextManager[Any]:
     """No trash: as on a full disk, where that is documented."""
+    real = os.rename
 
-    def rename(*_arguments: Any, **_keywords: Any) -> None:
-        raise OSError(28, os.strerror(28))
+    def rename(source: str, target: str, **keywords: Any) -> None:
+        # A session keeps its names in the trash.
+        if target == source or target.startswith(".besom-trash-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target, **keywords)
 
     return patch.object(os, "rename", rename)
 
@@ -171,7 +191,9 @@ PLANTED: list[tuple[str, Plant, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "plant", "said"), PLANTED, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(
+    ("name", "plant", "said"), PLANTED, ids=lambda value: getattr(value, "__name__", value)
+)
 def test_a_planted_fault_is_found(ground: Path, name: str, plant: Plant, said: str) -> None:
     _killed, found = kill_everywhere(planted(OPERATIONS[name], plant), ground, True, enough=said)
     assert any(said in one for one in found), found
