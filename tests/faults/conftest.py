@@ -13,10 +13,10 @@ from typing import Callable, Protocol
 
 import pytest
 
-from ..host.conftest import Mount, hold, host, mount, pytest_runtest_setup
+from ..host.conftest import Mount, besom, full_image, hold, host, mount, pytest_runtest_setup
 from .disk import make_ext4
 
-__all__ = ["hold", "host", "mount", "pytest_runtest_setup"]
+__all__ = ["besom", "full_image", "hold", "host", "mount", "pytest_runtest_setup"]
 
 ALL = os.environ.get("BESOM_FAULTS") == "all"
 

@@ -53,7 +53,8 @@ def amiss(operation: Operation, area: Path, case: Case, log: Path) -> str:
             return f"a wrong status {told}"
         if status and os.strerror(getattr(errno, name)) not in said:
             return f"it did not say why {told}"
-        if call[0] in SYNCS and operation.full and not status:
+        # Python tries again what a signal has interrupted, which has lost nothing.
+        if call[0] in SYNCS and name != "EINTR" and operation.full and not status:
             return "it hides that something has not reached the disk"
         wrong = operation.wrong(area) or missed()
         if not wrong and status and call[0] not in REMOVALS and not operation.resumes:
