@@ -21,6 +21,7 @@ from typing import Any, Callable
 from unittest.mock import patch
 
 import yaml
+from ansible.module_utils import basic
 
 from besom import drain_flag, durable_tree
 from besom.artifacts import read_artifacts
@@ -508,8 +509,25 @@ def house_done(path: Path) -> bool:
         entries_done(path / "store")
         and temps_done(path / "temps")
         and names(path / "metrics") in ([], ["besom.prom"])
-        and set(names(path / "state")) <= {"status.json"}
+        and not [name for name in names(path / "state") if os.path.basename(name).startswith(".")]
     )
+
+
+# The configuration, which the role besom replaces by ansible-core's template.
+
+
+def configure(path: Path, entries: int = KEPT) -> None:
+    values = {"stores": [{"name": "store", "path": "/srv/store", "layout": "files", "max_entries": entries}]}
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(yaml.safe_dump(values) + "# comment\n" * 1000)
+    with patch.multiple(basic, _ANSIBLE_ARGS=b'{"ANSIBLE_MODULE_ARGS": {}}', _ANSIBLE_PROFILE="legacy"):
+        basic.AnsibleModule({}).atomic_move(str(new), str(path / "besom.yml"))
+
+
+def configured(path: Path) -> int:
+    config = read(str(path / "besom.yml"), {})
+    store = config.stores.get("store")
+    return store.policy.max_entries or 0 if store and not config.problems else 0
 
 
 def copied(model: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -525,6 +543,14 @@ def copied(model: Callable[[Path], object]) -> Callable[[Path], object]:
 
     return make
 
+
+# What happens when a call of it fails is ansible-core's to say.
+CONFIGURATION = Operation(
+    configure,
+    partial(configure, entries=KEPT + 1),
+    lambda path: "" if configured(path) in (KEPT, KEPT + 1) else "the configuration is torn",
+    lambda path: configured(path) == KEPT + 1 and os.listdir(path) == ["besom.yml"],
+)
 
 _LIVING_FILE, _LIVING_TREE = f".file.{HEX}.part", f".temp-tree-{HEX}/"
 

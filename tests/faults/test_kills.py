@@ -35,7 +35,7 @@ from .matrix import (
     planted,
     run,
 )
-from .operations import OPERATIONS, Operation
+from .operations import CONFIGURATION, OPERATIONS, Operation
 
 
 def amiss(operation: Operation, area: Path, call: Call, log: Path, again: Call | None) -> str:
@@ -80,9 +80,12 @@ def kill_everywhere(
     return killed, found
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+KILLED = {**OPERATIONS, "replace the configuration": CONFIGURATION}
+
+
+@pytest.mark.parametrize("name", KILLED)
 def test_killed_at_any_call(ground: Path, name: str, tried: Tried) -> None:
-    killed, found = kill_everywhere(OPERATIONS[name], ground, ALL)
+    killed, found = kill_everywhere(KILLED[name], ground, ALL)
     assert found == []
     assert killed >= 2
     tried("processes killed at a call", killed)
