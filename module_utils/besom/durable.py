@@ -431,9 +431,16 @@ def _new_part(directory_fd: int, path: str, name: str) -> tuple[str, int]:
             fd = os.open(part, flags, 0o600, dir_fd=directory_fd)
         except OSError as error:
             raise failed(path, "written", error) from error
-        # For an instant it was an orphan: whoever took it for one holds it, or has removed it.
-        if lock_temp(fd) and is_inode(directory_fd, part, fd):
-            return part, fd
+        try:
+            # For an instant it was an orphan: whoever took it for one holds it, or has removed it.
+            if lock_temp(fd) and is_inode(directory_fd, part, fd):
+                return part, fd
+        except OSError as error:
+            with suppress(OSError):
+                if is_inode(directory_fd, part, fd):
+                    os.unlink(part, dir_fd=directory_fd)
+            os.close(fd)
+            raise failed(path, "written", error) from error
         os.close(fd)
     raise BesomError(f"{printable(path)} cannot be written: its temps are removed as soon as they are made.")
 
