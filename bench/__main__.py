@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-from contests import BESOM, DISK, TOP, Contender, Contest, Tree, contests
-from forest import census, clear, plant
-from stopwatch import TIME, CommandFailed, Sample, measure
-from tables import Result, Table, report
+from chart import chart
+from contest import Contest, hold
+from daemon import daemon, startup
+from fleet import fleet, module
+from ground import MAKE, TOP, Ground, Unfit, check_room, digest, ground
+from lock import lock
+from report import markdown, page, summary
+from stopwatch import TIME, CommandFailed
+from stores import Stores
+from sync import sync
 
 BENCH = TOP / "bench"
-# What besom is made of.
-PARTS = ("library", "module_utils", "src")
-NAMES = [contest.name for contest in contests(1)]
-# What a file of a tree takes at most: its blocks, its inode and its name.
-BYTES_A_FILE = 6_000
-# The mtimes of one run are the same in all of its trees.
-NOW_US = time.time_ns() // 1000
-
-
-class Unfit(Exception):
-    """The bench cannot run here, or a contender did not do what it was to do."""
+RESULTS = BENCH / "results.json"
+# In the order of the page: those that are held on each file system and for each size of a tree, ...
+STORES = ("age", "size", "trees", "sessions", "idle", "memory", "drain")
+# ... and those that are held once.
+ONCE = {"daemon": daemon, "startup": startup, "lock": lock, "module": module, "fleet": fleet, "sync": sync}
+LARGE = 1_000_000
+NAMES = (*STORES, *ONCE)
+BEGIN, END = "<!-- figures: written by bench/run --record -->", "<!-- end of figures -->"
 
 
 def main() -> int:
@@ -43,10 +41,11 @@ def main() -> int:
     for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(signum, leave)
     try:
-        return run(options)
-    except (Unfit, CommandFailed, OSError) as error:
+        run(options)
+    except (Unfit, CommandFailed, OSError, subprocess.CalledProcessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
 def leave(signum: int, _frame: Any) -> NoReturn:
@@ -61,45 +60,42 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench/run",
         description="Measure besom side by side with what users would pick instead: in one run, on copies of "
-        "the same tree, interleaved over rounds. Prints tables of medians and ratios and writes JSON.",
+        "the same tree, interleaved over rounds. Prints tables of medians, ratios, peaks and bars.",
         epilog=f"Contests: {', '.join(NAMES)}. Exit status: 0 measured, 1 a contender failed or left behind "
         "something else than it should have, 2 usage. A bar that is missed is not a failure.",
     )
     parser.add_argument(
-        "--files", type=count, default=200_000, metavar="N", help="of a tree (default 200000)"
-    )
-    parser.add_argument(
-        "--large",
+        "--files",
         type=count,
-        default=1_000_000,
+        action="append",
         metavar="N",
-        help="of the tree of `memory` (default 1000000)",
+        help="of a tree (default 200000); can be repeated",
+    )
+    parser.add_argument("--large", action="store_true", help=f"and {LARGE:,} files, one round of each")
+    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="of each (default 3)")
+    parser.add_argument(
+        "--fs",
+        choices=("here", *MAKE),
+        action="append",
+        help="file system of the trees: that of --where (default), or one that is made there, which needs "
+        "root; can be repeated",
     )
     parser.add_argument(
-        "--rounds", type=count, default=3, metavar="N", help="runs of each contender (default 3)"
-    )
-    parser.add_argument(
-        "--where",
-        type=Path,
-        default=TOP / ".cache",
-        metavar="DIR",
-        help="directory for the trees (default .cache)",
+        "--where", type=Path, default=TOP / ".cache", metavar="DIR", help="where to work (default .cache)"
     )
     parser.add_argument("--only", choices=NAMES, action="append", help="this contest; can be repeated")
+    parser.add_argument("--quick", action="store_true", help="small, and one round: does all of it work?")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument(
-        "--quick", action="store_true", help="small trees and one round: does all of it work?"
+        "--record",
+        action="store_true",
+        help="put the figures into bench/results.json (with --only: among those that are there), and write "
+        "bench/RESULTS.md, bench/chart.svg and the table of the README from it",
     )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        default=BENCH / "results/last.json",
-        metavar="FILE",
-        help="where the figures go (default bench/results/last.json)",
-    )
-    parser.add_argument("--record", action="store_true", help="write the tables to bench/RESULTS.md too")
     options = parser.parse_args()
-    if options.quick:
-        options.files, options.large, options.rounds = 2_000, 5_000, 1
+    options.files = [2_000] if options.quick else options.files or [200_000]
+    options.files += [LARGE] * options.large
+    options.rounds = 1 if options.quick else options.rounds
     return options
 
 
@@ -110,41 +106,61 @@ def count(text: str) -> int:
     return number
 
 
-def run(options: argparse.Namespace) -> int:
-    chosen = [one for one in contests(options.files) if one.name in (options.only or NAMES)]
+def run(options: argparse.Namespace) -> None:
     where = options.where.resolve(strict=True)
-    check_room(where, options, chosen)
-    tables: list[Table] = []
-    with tempfile.TemporaryDirectory(prefix="besom-bench-", dir=where, ignore_cleanup_errors=True) as name:
-        ground = Ground(Path(name))
-        machine = describe(where, options, ground.digest())
-        for contest in chosen:
-            for state in contest.states:
-                tables.append(hold(ground, contest, state, options))
-                # At once, so that a run that is broken off was not for nothing.
-                save(options.json, machine, tables)
-                print(tables[-1].markdown(), end="\n\n", flush=True)
-    if options.record:
-        (BENCH / "RESULTS.md").write_text(report(machine, tables))
-    return 0
-
-
-def save(file: Path, machine: dict[str, Any], tables: list[Table]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figures = {"machine": machine, "tables": [table.to_dict() for table in tables]}
-    file.write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def check_room(where: Path, options: argparse.Namespace, chosen: list[Contest]) -> None:
     if not os.access(TIME, os.X_OK):
         raise Unfit(f"{TIME} is not installed (on Debian: apt-get install time)")
-    files = max(options.large if contest.large else options.files for contest in chosen)
-    st = os.statvfs(where)
-    if st.f_bavail * st.f_frsize < files * BYTES_A_FILE or 0 < st.f_favail < files * 1.1:
-        raise Unfit(f"{where} has no room for a tree of {files:,} files; choose another with --where")
+    check_room(where, max(options.files))
+    tables: list[dict[str, Any]] = []
+    with ground(where, options.rounds, options.quick) as made:
+        machine = describe(where, digest(made.besom))
+        if options.record and not options.only:
+            RESULTS.unlink(missing_ok=True)
+        for contest in contests(made, options):
+            table = hold(contest, options.rounds)
+            # At once, so that a run that is broken off was not for nothing.
+            tables.append(table)
+            print(markdown(table), end="\n\n", flush=True)
+            if options.record:
+                record(machine, table)
+        if options.json:
+            options.json.write_text(json.dumps({"machine": machine, "tables": tables}, indent=1) + "\n")
 
 
-def describe(where: Path, options: argparse.Namespace, digest: str) -> dict[str, Any]:
+def contests(made: Ground, options: argparse.Namespace) -> Iterator[Contest]:
+    chosen = options.only or NAMES
+    for fs in options.fs or ["here"]:
+        for files in options.files:
+            with made.on(fs, files) as place:
+                for name in STORES:
+                    if name in chosen:
+                        yield from getattr(Stores(place, files), name)()
+    for name, contest in ONCE.items():
+        if name in chosen:
+            yield from contest(made)
+
+
+def record(machine: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """Put the table among those that are recorded, and write what is made of them."""
+    before = json.loads(RESULTS.read_text())["tables"] if RESULTS.exists() else []
+    known = {table["title"]: table for table in [*before, fresh]}
+    tables = sorted(
+        known.values(), key=lambda table: NAMES.index(PLACE.get(table["contest"], table["contest"]))
+    )
+    RESULTS.write_text(json.dumps({"machine": machine, "tables": tables}, indent=1) + "\n")
+    (BENCH / "RESULTS.md").write_text(page(machine, tables))
+    (BENCH / "chart.svg").write_text(chart(tables))
+    readme = (TOP / "README.md").read_text()
+    head, _, rest = readme.partition(BEGIN)
+    tail = rest.partition(END)[2]
+    (TOP / "README.md").write_text(f"{head}{BEGIN}\n{summary(tables)}\n{END}{tail}")
+
+
+# Contests that are held with another.
+PLACE = {"loop": "module", "get_url": "sync"}
+
+
+def describe(where: Path, sources: str) -> dict[str, Any]:
     """What the figures depend on."""
     kind = subprocess.run(["findmnt", "-nT", where, "-o", "FSTYPE,OPTIONS"], capture_output=True, text=True)
     with open("/proc/cpuinfo") as lines:
@@ -155,101 +171,12 @@ def describe(where: Path, options: argparse.Namespace, digest: str) -> dict[str,
     )
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "besom": f"{commit.stdout.strip() or 'no checkout'}, sources {digest}",
+        "besom": f"{commit.stdout.strip() or 'no checkout'}, sources {sources}",
         "machine": f"{os.cpu_count()} x {cpu}, {memory} GiB",
         "kernel": platform.release(),
         "file system": " ".join(kind.stdout.split()) or "unknown",
         "python": platform.python_version(),
-        "rounds": options.rounds,
-        "load before": f"{os.getloadavg()[0]:.1f} (other work on this machine widens min to max)",
     }
-
-
-class Ground:
-    """The directory in which trees stand, one at a time."""
-
-    def __init__(self, base: Path) -> None:
-        self.scratch = base / "scratch"
-        self.scratch.mkdir()
-        self._tree = base / "tree"
-        # A copy, so that besom stays the same to the end of the run, whoever works in the checkout meanwhile.
-        self.besom = base / "besom"
-        for part in PARTS:
-            shutil.copytree(TOP / part, self.besom / part, ignore=shutil.ignore_patterns("__pycache__"))
-        # Settings of besom, Ansible and Python that somebody has are not what is measured.
-        self.env = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("BESOM_", "ANSIBLE_", "PYTHON"))
-        }
-        self.env |= {
-            "LC_ALL": "C.UTF-8",
-            "ANSIBLE_CONFIG": str(TOP / "ansible.cfg"),
-            "ANSIBLE_HOME": str(self.scratch / "ansible"),
-            "ANSIBLE_LIBRARY": str(self.besom / "library"),
-            "ANSIBLE_MODULE_UTILS": str(self.besom / "module_utils"),
-            # Comes before the editable installation of the checkout.
-            "PYTHONPATH": f"{self.besom / 'module_utils'}:{self.besom / 'src'}",
-            "PYTHONPYCACHEPREFIX": str(base / "pycache"),
-        }
-        # As on a host where it ran before: compiled.
-        measure(
-            [BESOM, "prune", f"{self.scratch}/", "--layout", "files", "--max-age", "1d"],
-            self.scratch,
-            self.env,
-        )
-
-    def digest(self) -> str:
-        """Which besom it is, also where the checkout has changes that are not committed."""
-        found = hashlib.sha256()
-        for file in sorted(self.besom.rglob("*.py")):
-            found.update(file.read_bytes())
-        return found.hexdigest()[:12]
-
-    @contextmanager
-    def tree(self, files: int, state: str) -> Iterator[Tree]:
-        # What the last contender left to be written is not the next one's to wait for.
-        os.sync()
-        try:
-            plant(self._tree, files, NOW_US)
-            if state == DISK:
-                os.sync()
-            yield Tree(self._tree, self.scratch, census(self._tree))
-        finally:
-            clear(self._tree)
-
-    def time(self, contender: Contender, tree: Tree, together: bool) -> Sample:
-        """Run the contender on a tree, and check what it left."""
-        sample = measure(contender.argv(tree), self.scratch, self.env, together)
-        left, expected = census(tree.path), contender.leaves(tree)
-        if left != expected:
-            raise Unfit(
-                f"{contender.name} left {len(left):,} files of {len(tree.planted):,}, "
-                f"where {len(expected):,} should be left, or others than it should have"
-            )
-        return sample
-
-
-def hold(ground: Ground, contest: Contest, state: str, options: argparse.Namespace) -> Table:
-    """One contest in one state: every contender once a round, each round beginning with another."""
-    results = []
-    for contender in contest.contenders:
-        if contender.installed:
-            size = contender.files or (options.large if contest.large else options.files)
-            results.append(Result(contender, size))
-        else:
-            print(f"bench: {contender.program} is not installed and left out", file=sys.stderr)
-    for turn in range(1 if contest.once else options.rounds):
-        for result in results[turn % len(results) :] + results[: turn % len(results)]:
-            with ground.tree(result.files, state) as tree:
-                result.samples.append(ground.time(result.contender, tree, contest.large))
-            sample = result.samples[-1]
-            print(
-                f"bench: {contest.name}, {state}, round {turn + 1}: {result.contender.name} "
-                f"{sample.wall:.2f} s, {sample.peak_kib / 1024:.1f} MiB (load {sample.load:.1f})",
-                file=sys.stderr,
-            )
-    return Table(contest, state, results)
 
 
 if __name__ == "__main__":

@@ -1,52 +1,48 @@
-"""bench/daemon: what the prune daemon costs while idle, and how soon it answers, against its bars."""
+"""Contests around the daemon and the start of the command: how soon they answer, and what they hold."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from contests import BESOM, TOP
-from forest import plant
+from contest import Bar, Contender, Contest
+from ground import BESOM, TOP, Ground, Unfit
+from stopwatch import Sample
 
-RESULTS = TOP / "bench/RESULTS-daemon.md"
 IDLE_S = 5.0
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 class Host:
-    """A daemon with one store in a directory of its own."""
+    """A configuration with one store, and perhaps a daemon, in a directory of its own."""
 
-    def __init__(self, base: Path) -> None:
-        self.base, self.store, self.state = base, base / "store", base / "state"
+    def __init__(self, ground: Ground, base: Path) -> None:
+        self.ground, self.store, self.state = ground, base / "store", base / "state"
         self.config = base / "besom.json"  # YAML as well
-        self.store.mkdir()
-        self.configure({"max_age": "1000d"}, "30s")
+        self.store.mkdir(parents=True)
+        self.configure({"max_age": "1000d"})
 
-    def configure(self, limits: dict[str, str], drain_timeout: str) -> None:
-        store = {"name": "store", "path": str(self.store), "layout": "files", **limits}
+    def configure(
+        self, limits: dict[str, str], drain_timeout: str = "30s", store: Path | None = None
+    ) -> None:
+        entry = {"name": "store", "path": str(store or self.store), "layout": "files", **limits}
         daemon = {"state_dir": str(self.state), "interval": "24h", "drain_timeout": drain_timeout}
-        self.config.write_text(json.dumps({"stores": [store], "daemon": daemon}))
+        self.config.write_text(json.dumps({"stores": [entry], "daemon": daemon}))
 
     def command(self, *words: str) -> list[str]:
-        return [BESOM, "--config", str(self.config), "daemon", *words]
+        return [BESOM, "--config", str(self.config), *words]
 
-    def besom(self, *words: str) -> float:
-        """Run a command of the daemon; gives the seconds that it took."""
-        began = time.perf_counter()
-        subprocess.run(self.command(*words), stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE_S)
-        return time.perf_counter() - began
+    def popen(self, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self.command(*words), env=self.ground.env, stdout=-1, stderr=-1)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -59,12 +55,53 @@ class Host:
     @contextmanager
     def daemon(self) -> Iterator[int]:
         """A daemon whose first run is over; gives its pid."""
-        self.besom("start")
+        self.ground.measure(self.command("daemon", "start"))
         try:
-            self.besom("wait")
+            self.ground.measure(self.command("daemon", "wait"))
             yield self.pid
         finally:
-            subprocess.run(self.command("stop", "--force"), stdout=subprocess.DEVNULL, check=False)
+            self.ground.measure(self.command("daemon", "stop", "--force"))
+
+    def cycle(self) -> Sample:
+        """One more run of the daemon, which removes nothing."""
+        before = ticks(self.pid)
+        self.ground.measure(self.command("daemon", "trigger"))
+        self.ground.measure(self.command("daemon", "wait"))
+        last = self.status["last_run"]
+        if (last["outcome"], last["removed_entries"]) != ("done", 0):
+            raise Unfit(f"the daemon's run was to remove nothing, and came to {last}")
+        return Sample(last["ended"] - last["began"], ticks(self.pid) - before, field(self.pid, "VmHWM"))
+
+    def stopped_in_the_middle(self, tree: Path) -> Sample:
+        """How long a daemon that removes nearly all of a tree takes to be gone after SIGTERM."""
+        self.configure({"max_entries": "1"}, "0", tree)
+        folders = [folder for folder in tree.glob("*/*") if folder.is_dir()][:50]
+        daemon = self.popen("daemon", "run")
+        try:
+            # A directory with fewer entries, or none, tells that the removal is under way.
+            before = [_entries(folder) for folder in folders]
+            while daemon.poll() is None and [_entries(folder) for folder in folders] == before:
+                pass
+            began = time.perf_counter()
+            daemon.send_signal(signal.SIGTERM)
+            took = gone(daemon.pid) - began
+            daemon.communicate(timeout=PATIENCE_S)
+        finally:
+            daemon.kill()
+        if self.status["last_run"]["outcome"] != "interrupted":
+            raise Unfit("the prune was over before the signal; take more --files")
+        with self.daemon():
+            left = sum(path.is_file() for path in tree.rglob("*"))
+        if left != 1:
+            raise Unfit(f"the run after the drain left {left} files, not one")
+        return Sample(took)
+
+
+def _entries(folder: Path) -> int:
+    try:
+        return len(os.listdir(folder))
+    except FileNotFoundError:
+        return 0
 
 
 def gone(pid: int) -> float:
@@ -85,115 +122,90 @@ def field(pid: int, name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def ticks(pid: int) -> int:
-    """User and system time of a process so far, in clock ticks."""
+def ticks(pid: int) -> float:
+    """User and system time of a process so far, in seconds."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(words[11]) + int(words[12])
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def idle(host: Host) -> dict[str, float]:
-    with host.daemon() as pid:
-        before = ticks(pid)
-        time.sleep(IDLE_S)
-        used = (ticks(pid) - before) / os.sysconf("SC_CLK_TCK")
-        return {"memory while idle": field(pid, "VmRSS") / 1024, "CPU while idle": used / IDLE_S * 100}
+def daemon(ground: Ground) -> Iterator[Contest]:
+    """How long after the daemon's end `wait` and `stop` return, and what it holds while idle."""
+
+    def idle() -> Sample:
+        with ground.directory() as base, Host(ground, base / "host").daemon() as pid:
+            before = ticks(pid)
+            time.sleep(0.5 if ground.quick else IDLE_S)
+            return Sample(cpu=ticks(pid) - before, peak_kib=field(pid, "VmRSS"))
+
+    def wait() -> Sample:
+        with ground.directory() as base:
+            host = Host(ground, base / "host")
+            with host.daemon() as pid:
+                hold = subprocess.Popen(
+                    ["flock", host.store, "sh", "-c", "echo; exec cat"], stdin=-1, stdout=-1
+                )
+                assert hold.stdout
+                hold.stdout.readline()
+                ground.measure(host.command("daemon", "trigger"))
+                waiting = host.popen("daemon", "wait")
+                # Once it sleeps in poll(2), it has nothing left to do but to wait.
+                while waiting.poll() is None and "poll" not in Path(f"/proc/{waiting.pid}/wchan").read_text():
+                    pass
+                os.kill(pid, signal.SIGKILL)
+                ended = gone(pid)
+                waiting.communicate(timeout=PATIENCE_S)
+                took = time.perf_counter() - ended
+                hold.communicate()
+        return Sample(took)
+
+    def stop() -> Sample:
+        with ground.directory() as base:
+            host = Host(ground, base / "host")
+            with host.daemon() as pid:
+                stopping = host.popen("daemon", "stop")
+                ended = gone(pid)
+                stopping.communicate(timeout=PATIENCE_S)
+                took = time.perf_counter() - ended
+        return Sample(took)
+
+    yield Contest(
+        "daemon",
+        "The daemon: after its end, and while idle",
+        [
+            Contender("wait returns", wait, (Bar("ms", 100),)),
+            Contender("stop returns", stop, (Bar("ms", 100),)),
+            Contender(f"idle for {IDLE_S:g} s", idle, (Bar("MiB", 40),)),
+        ],
+        compared="",
+    )
 
 
-def answers(host: Host) -> dict[str, float]:
-    """How long trigger takes, and how long after the daemon's end wait and stop return."""
-    with host.daemon() as pid:
-        trigger = host.besom("trigger")
-        host.besom("wait")
-        hold = subprocess.Popen(["flock", host.store, "sh", "-c", "echo; exec cat"], stdin=-1, stdout=-1)
-        assert hold.stdout
-        hold.stdout.readline()
-        host.besom("trigger")
-        waiting = subprocess.Popen(host.command("wait"), stdout=-1, stderr=-1)
-        # Once it sleeps in poll(2), it has nothing left to do but to wait.
-        while waiting.poll() is None and "poll" not in Path(f"/proc/{waiting.pid}/wchan").read_text():
-            pass
-        os.kill(pid, signal.SIGKILL)
-        ended = gone(pid)
-        waiting.communicate(timeout=PATIENCE_S)
-        wait = time.perf_counter() - ended
-        hold.communicate()
-    with host.daemon() as pid:
-        stopping = subprocess.Popen(host.command("stop"), stdout=-1)
-        ended = gone(pid)
-        stopping.communicate(timeout=PATIENCE_S)
-        stop = time.perf_counter() - ended
-    return {"trigger": trigger * 1000, "wait, after the end": wait * 1000, "stop, after the end": stop * 1000}
+def startup(ground: Ground) -> Iterator[Contest]:
+    """The command as a process, of the checkout, and as the one file that the role puts on hosts."""
+    one_file = str(ground.scratch / "besom.pyz")
+    subprocess.run([sys.executable, TOP / "scripts/build-zipapp", "--output", one_file], check=True)
+    with ground.directory() as base:
+        host, other = Host(ground, base / "host"), Host(ground, base / "other")
+        trigger = host.command("daemon", "trigger")
+        cron = ["env", f"BESOM_COMMAND={BESOM}", str(ground.besom / "scripts/cron-prune")]
 
+        def command(name: str, argv: list[str], *bars: Bar) -> Contender:
+            return Contender(name, lambda: ground.measure(argv), bars)
 
-def in_the_middle(host: Host, files: int) -> dict[str, float]:
-    """SIGTERM in the middle of a prune of so many files."""
-    host.store.rmdir()
-    plant(host.store, files, time.time_ns() // 1000)
-    os.sync()
-    host.configure({"max_entries": "1"}, "0")
-    folders = [path for path in host.store.rglob("*") if path.is_dir()]
-    daemon = subprocess.Popen(host.command("run"), stdout=-1, stderr=-1)
-    try:
-        # A directory that is gone tells that the removal is under way.
-        while all(folder.exists() for folder in folders[:50]) and daemon.poll() is None:
-            pass
-        began = time.perf_counter()
-        daemon.send_signal(signal.SIGTERM)
-        took = gone(daemon.pid) - began
-        daemon.communicate(timeout=PATIENCE_S)
-    finally:
-        daemon.kill()
-    if host.status["last_run"]["outcome"] != "interrupted":
-        raise SystemExit("bench/daemon: the prune was over before the signal; take more --files")
-    with host.daemon():
-        left = sum(path.is_file() for path in host.store.rglob("*"))
-    if left != 1:
-        raise SystemExit(f"bench/daemon: the next run left {left} files")
-    return {f"SIGTERM in a prune of {files:,} files": took * 1000}
-
-
-ROWS = {
-    "memory while idle": ("MiB", 40.0),
-    "CPU while idle": ("%", 0.0),
-    "trigger": ("ms", 1000.0),
-    "wait, after the end": ("ms", 100.0),
-    "stop, after the end": ("ms", 100.0),
-    "SIGTERM": ("ms", 200.0),
-}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench/daemon", description=__doc__)
-    parser.add_argument("--files", type=int, default=200_000, metavar="N", help="to prune (default 200000)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of the quick ones (default 5)")
-    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name} as well")
-    options = parser.parse_args()
-    samples: dict[str, list[float]] = {}
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="besom-bench-", dir=TOP / ".cache") as name:
-        for turn in range(options.rounds):
-            base = Path(name) / str(turn)
-            base.mkdir()
-            host = Host(base)
-            for figures in (idle(host) if turn == 0 else {}, answers(host)):
-                for key, value in figures.items():
-                    samples.setdefault(key, []).append(value)
-        for key, value in in_the_middle(host, options.files).items():
-            samples[key] = [value]
-    lines = ["| what | median | min to max | bar |", "|---|---|---|---|"]
-    for key, values in samples.items():
-        unit, bar = next(row for start, row in ROWS.items() if key.startswith(start))
-        met = "met" if median(values) <= bar else "MISSED"
-        spread = f"{min(values):.1f} to {max(values):.1f}"
-        lines.append(f"| {key} | {median(values):.1f} {unit} | {spread} | <= {bar:g} {unit} {met} |")
-    text = "\n".join(lines)
-    print(text)
-    if options.record:
-        head = "# What the prune daemon costs, and how soon it answers\n\nWritten by `bench/daemon --record`"
-        when = time.strftime("%Y-%m-%d", time.gmtime())
-        RESULTS.write_text(f"{head} on {when}; load before {load:.1f}, {os.cpu_count()} cores.\n\n{text}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        with host.daemon():
+            yield Contest(
+                "startup",
+                "Start-up: each a process of its own",
+                [
+                    command("besom --help", [BESOM, "--help"]),
+                    command("besom daemon trigger", trigger, Bar("ms", 150)),
+                    command(
+                        "besom daemon trigger, as one file",
+                        [sys.executable, "-IS", one_file, *trigger[1:]],
+                        Bar("ms", 150),
+                    ),
+                    command("cron-prune, nothing to do", [*cron, "--config", str(other.config)]),
+                    command("python -c pass", [sys.executable, "-c", "pass"]),
+                ],
+                rounds=1 if ground.quick else 15,
+            )

@@ -2,45 +2,93 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import subprocess
+import time
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 SEED = 20260727
-PER_DIRECTORY = 256
+# Files in a directory, and in an entry of the layout trees.
+PER_DIRECTORY, PER_TREE = 256, 64
 DAY_US = 24 * 60 * 60 * 1_000_000
 # The bytes of a file, some in one block and some in two.
 SIZES = (64, 700, 2_000, 4_000, 6_000)
+# The mtimes of one run are the same in all of its trees.
+NOW_US = time.time_ns() // 1000
+# A directory, and the name, bytes and mtime (us) of each file that is to be in it.
+Bed = tuple[str, list[tuple[str, bytes, int]]]
 
 
-def plant(path: Path, files: int, now_us: int) -> None:
-    """Make a tree of so many files, 256 in a directory, each with an mtime of its own 3 to 40 days ago."""
-    rng = random.Random(SEED)  # noqa: S311  # to be the same every time
-    ages = rng.sample(range(3 * DAY_US, 40 * DAY_US), files)
-    content = rng.randbytes(max(SIZES))
+def plant(path: Path, files: int, layout: str) -> None:
+    """Make a tree of so many files, 3 to 40 days old: each entry of the layout has an age of its own."""
     path.mkdir()
-    for start in range(0, files, PER_DIRECTORY):
-        number = start // PER_DIRECTORY
-        leaf = path / f"{number // 16:03x}" / f"{number % 16:x}"
-        leaf.mkdir(parents=True)
-        directory = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY)
-        for age in ages[start : start + PER_DIRECTORY]:
-            name = f"{rng.getrandbits(64):016x}.bin"
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=directory)
-            os.write(fd, content[: rng.choice(SIZES)])
-            mtime = (now_us - age) * 1000
-            os.utime(fd, ns=(mtime, mtime))
-            os.close(fd)
-        os.close(directory)
+    beds, workers = list(_LAYOUTS[layout](files)), os.cpu_count() or 1
+    for directory in dict.fromkeys(directory for directory, _ in beds):
+        (path / directory).mkdir(parents=True, exist_ok=True)
+    children = []
+    for number in range(workers):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                for directory, content in beds[number::workers]:
+                    _fill(path / directory, content)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    if any(statuses):
+        raise OSError(f"the tree {path} could not be made")
 
 
-def clear(path: Path) -> None:
-    """Remove what is left of a tree."""
-    subprocess.run(["rm", "-rf", path], check=False)
+def _fill(directory: Path, content: list[tuple[str, bytes, int]]) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    for name, data, mtime in content:
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=fd)
+        os.write(file, data)
+        os.utime(file, ns=(mtime * 1000, mtime * 1000))
+        os.close(file)
+    # Of a tree that goes by age the directory has one, too.
+    os.utime(fd, ns=(content[0][2] * 1000, content[0][2] * 1000))
+    os.close(fd)
+
+
+def _entries(count: int, size: int) -> Iterator[tuple[int, random.Random, list[tuple[bytes, int]]]]:
+    """So many entries of size files: number, what is random in it, and bytes and mtime of each file."""
+    rng = random.Random(SEED)  # noqa: S311  # to be the same every time
+    data = rng.randbytes(max(SIZES))
+    for number, age in enumerate(rng.sample(range(3 * DAY_US, 40 * DAY_US), count)):
+        yield number, rng, [(data[: rng.choice(SIZES)], NOW_US - age) for _ in range(size)]
+
+
+def _files(count: int) -> Iterator[Bed]:
+    bed: list[tuple[str, bytes, int]] = []
+    for number, rng, [(data, mtime)] in _entries(count, 1):
+        bed.append((f"{rng.getrandbits(64):016x}.bin", data, mtime))
+        if len(bed) == PER_DIRECTORY or number == count - 1:
+            place = number // PER_DIRECTORY
+            yield f"{place // 16:03x}/{place % 16:x}", bed
+            bed = []
+
+
+def _trees(count: int) -> Iterator[Bed]:
+    for number, _, content in _entries(-(-count // PER_TREE), PER_TREE):
+        yield f"entry-{number:06}", [(f"{at:03}", *file) for at, file in enumerate(content)]
+
+
+def _sessions(count: int) -> Iterator[Bed]:
+    for number, _, [(data, mtime), _] in _entries(count // 2, 2):
+        told = json.dumps({"created_at": mtime / 1e6}).encode()
+        yield ".", [(f"s{number:07}.json", told, mtime), (f"s{number:07}.data", data, mtime)]
+
+
+_LAYOUTS = {"files": _files, "trees": _trees, "sessions": _sessions}
 
 
 @dataclass(frozen=True)
@@ -60,10 +108,11 @@ class Census:
     def without_oldest(self, count: int) -> Census:
         return Census(self.mtimes[count:], self.bytes[count:])
 
-    def oldest_over(self, limit: int) -> int:
-        """How many of the oldest have to go until no more than limit bytes are left."""
+    def oldest_over(self, limit: int, together: int = 1) -> int:
+        """How many of the oldest, so many at a time, have to go until no more than limit bytes are left."""
         shed = self.usage - limit
-        return next(n for n, gone in enumerate(accumulate(self.bytes, initial=0)) if gone >= shed)
+        gone = list(accumulate(self.bytes, initial=0))
+        return next(count for count in range(0, len(gone), together) if gone[count] >= shed)
 
 
 def census(path: Path) -> Census:

@@ -1,30 +1,27 @@
-"""bench/lock: how soon who waits for a store has its lock once it is released, beside flock(1)."""
+"""The contest of who waits: how soon a lock that is released is taken, beside flock(1)."""
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Callable
 
-from contests import TOP
+from contest import Bar, Contender, Contest
+from ground import Ground
+from stopwatch import Sample
 
 from besom.guard import guarded
 from besom.owner_file import OwnerFile
 from besom.root import Root
 from besom.run import Run
-
-RESULTS = TOP / "bench/RESULTS-lock.md"
-BAR_S = 0.02
 
 WAITER = """
 import fcntl, sys
@@ -83,15 +80,15 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 WAYS = {
-    "besom, flock": (flock, besom),
-    "flock(1)": (flock, flock_1),
-    "besom, owner file": (owner_file, lambda store: besom(store, "owner file")),
+    "besom, flock": (flock, besom, (Bar("ms", 20),)),
+    "besom, owner file": (owner_file, lambda store: besom(store, "owner file"), ()),
+    "flock(1)": (flock, flock_1, ()),
 }
 
 
-def hand_over(store: str, way: str) -> float:
-    """Seconds from the release to the word of the waiter that it has the lock."""
-    hold, wait = WAYS[way]
+def hand_over(store: str, way: str) -> Sample:
+    """From the release to the word of the waiter that it has the lock."""
+    hold, wait, _ = WAYS[way]
     with hold(store) as release:
         process = wait(store)
         # Anywhere between two looks of a waiter that looks.
@@ -102,7 +99,7 @@ def hand_over(store: str, way: str) -> float:
         assert process.stdout.readline()
         took = time.perf_counter() - began
         process.communicate(timeout=60)
-    return took
+    return Sample(took)
 
 
 def free(store: str, rounds: int) -> float:
@@ -117,43 +114,19 @@ def free(store: str, rounds: int) -> float:
     return median(took)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench/lock", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="of each way (default 40)")
-    parser.add_argument("--record", action="store_true", help="write bench/RESULTS-lock.md too")
-    options = parser.parse_args()
-    rounds, load = max(2, options.rounds), os.getloadavg()[0]
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    with tempfile.TemporaryDirectory(prefix="besom-bench-") as store:
-        for _ in range(rounds):
-            for way in WAYS:
-                times[way].append(hand_over(store, way))
-        uncontended = free(store, 500)
-    lines = [
-        "# How soon a lock changes hands",
-        "",
-        "Written by `bench/lock --record`; do not edit. From the release to the word of the one that waited,",
-        f"read by the one that released; {rounds} rounds, interleaved; load before: {load:.1f}.",
-        f"Taking and giving back a lock that is free: {uncontended * 1e6:.0f} us.",
-        "",
-        "| | median | 90 % | most | bar |",
-        "|---|---|---|---|---|",
-    ]
-    for way, all_of in times.items():
-        middle = median(all_of)
-        bar = (
-            f"<= {BAR_S * 1000:.0f} ms {'met' if middle <= BAR_S else 'MISSED'}"
-            if way == "besom, flock"
-            else ""
+def lock(ground: Ground) -> Iterator[Contest]:
+    with ground.directory() as store:
+
+        def contender(way: str) -> Contender:
+            return Contender(way, lambda: hand_over(str(store), way), WAYS[way][2])
+
+        yield Contest(
+            "lock",
+            "Hand-over of a lock, from its release to the word of who waited",
+            [contender(way) for way in WAYS],
+            compared="",
+            rounds=2 if ground.quick else 40,
+            notes=lambda: [
+                f"A lock that is free is taken and given back in {free(str(store), 500) * 1e6:.0f} us."
+            ],
         )
-        figures = (middle, quantiles(all_of, n=10)[-1], max(all_of))
-        lines.append(f"| {way} | {' | '.join(f'{figure * 1000:.1f} ms' for figure in figures)} | {bar} |")
-    text = "\n".join(lines) + "\n"
-    print(text, end="")
-    if options.record:
-        RESULTS.write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

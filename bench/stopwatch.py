@@ -7,9 +7,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 # GNU time does the wait4. Were it done here, the peak of a small program would be that of this Python,
 # whose memory a child is charged with until its exec.
@@ -22,20 +21,15 @@ class CommandFailed(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of one run, its peak memory, and the load it ran under.
+    """One run: seconds of wall and of CPU (user + sys), and its peak memory; None where it was not looked at.
 
     The peak is the largest resident set of any one process, or (together) the most that all of them
     held at one time, what they share counted once.
     """
 
-    wall: float
-    user: float
-    system: float
-    peak_kib: int
-    load: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    wall: float | None = None
+    cpu: float | None = None
+    peak_kib: float | None = None
 
 
 def measure(argv: Sequence[str], scratch: Path, env: Mapping[str, str], together: bool = False) -> Sample:
@@ -44,7 +38,6 @@ def measure(argv: Sequence[str], scratch: Path, env: Mapping[str, str], together
     together: look at the memory of all its processes every 20 ms, which costs it some time.
     """
     figures, log = scratch / "time", scratch / "log"
-    load = os.getloadavg()[0]
     with log.open("wb") as output:
         started = time.perf_counter()
         child = subprocess.Popen(
@@ -68,7 +61,7 @@ def measure(argv: Sequence[str], scratch: Path, env: Mapping[str, str], together
         tail = log.read_bytes()[-2000:].decode(errors="replace").strip()
         raise CommandFailed(f"{' '.join(argv)} ended with status {status}: {tail}")
     user, system, peak = figures.read_text().split()
-    return Sample(round(wall, 4), float(user), float(system), max(int(peak), seen), load)
+    return Sample(round(wall, 5), round(float(user) + float(system), 2), max(int(peak), seen))
 
 
 def _watch(child: subprocess.Popen[bytes]) -> int:

@@ -178,6 +178,10 @@ bytes_after:
   description: Usage after, in bytes; in check mode what it would be.
   type: int
   returned: when the work was begun
+measured:
+  description: How this is known; V(walk), everything was read.
+  type: str
+  returned: when the work was begun
 freed_bytes:
   description: Bytes that the file system got back.
   type: int

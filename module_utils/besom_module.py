@@ -240,7 +240,11 @@ def _diff(report: Report) -> dict[str, str]:
     more = report.victims.total - len(lines)
     if more:
         lines.append(f"and {more} more\n")
-    before, after = (f"{format_size(size)} in use\n" for size in (report.bytes_before, report.bytes_after))
+    before = after = ""
+    if report.is_measured:
+        before, after = (
+            f"{format_size(size)} in use\n" for size in (report.bytes_before, report.bytes_after)
+        )
     header = report.to_dict()["store"]
     return {
         "before_header": header,

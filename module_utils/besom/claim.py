@@ -25,10 +25,18 @@ def directory_in(root: Root, path: str, make: bool = False) -> Iterator[int]:
 
     make: make what is missing, durably. Raises FileNotFoundError without it, BesomError.
     """
+    fd = _descend(root, path, make) if path else open_directory(".", root.fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _descend(root: Root, path: str, make: bool) -> int:
     shown = os.path.join(root.path, path)
     here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root.fd)
     try:
-        for name in path.split("/") if path else ():
+        for name in path.split("/"):
             step = _enter(here, name, shown, make)
             os.close(here)
             here = step
@@ -36,13 +44,9 @@ def directory_in(root: Root, path: str, make: bool = False) -> Iterator[int]:
                 raise BesomError(
                     f"{printable(shown)} leads into another mount; name that as a store of its own."
                 )
-        fd = open_directory(".", here)
+        return open_directory(".", here)
     finally:
         os.close(here)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _enter(here: int, name: str, shown: str, make: bool) -> int:
@@ -123,7 +127,7 @@ def claim(
                 mine = stack.enter_context(draft(directory_fd, path, name, retries))
             others = [part for part in parts_of(directory_fd, name, names(directory_fd)) if part != mine.name]
             orphans = (adopt(directory_fd, path, part, name, retries) for part in others)
-            orphan = next(filter(None, orphans), None) if _is_blank(mine) else None
+            orphan = next(filter(None, orphans), None) if others and _is_blank(mine) else None
             if orphan is not None:
                 mine.close()
                 mine = stack.enter_context(orphan)

@@ -6,14 +6,21 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import select
 import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import (  # type: ignore[attr-defined]
+    HTTPConnection,
+    HTTPException,
+    HTTPResponse,
+    UnknownProtocol,
+    _read_headers,
+)
 from typing import Any
 
 from .cutoff import Cutoff
@@ -23,6 +30,8 @@ from .fetch import body_length
 _Server = tuple[str, str, "int | None"]
 # Bytes that are read at once as long as the head is not there.
 _HEAD = 8192
+# By how much a wait may outlast its deadline.
+_INSTANT_S = 0.05
 # How soon one that is not connected yet heeds a signal.
 _STEP_MS = 50
 
@@ -49,7 +58,8 @@ class _Wire(io.RawIOBase):
     def relax(self, timeout: float) -> None:
         """From now on each read may take timeout seconds."""
         self._deadline = float("inf")
-        self._sock.settimeout(timeout)
+        if self._sock.gettimeout() != timeout:
+            self._sock.settimeout(timeout)
 
     def hurry(self, timeout: float) -> None:
         """From now on all reads together may take timeout seconds."""
@@ -71,7 +81,37 @@ def _limit(sock: socket.socket, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
-    sock.settimeout(left)
+    # Setting it is a call of the kernel, and most reads are over at once.
+    if not left <= (sock.gettimeout() or 0) <= left + _INSTANT_S:
+        sock.settimeout(left)
+
+
+class _Fields:
+    """The header fields of an answer (RFC 9112, 5); what is none is passed over.
+
+    http.client has an e-mail parser read them, which takes as long as all else of an answer.
+    """
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._values: dict[str, list[str]] = {}
+        values: list[str] = []
+        for line in lines:
+            text = line.decode("iso-8859-1").rstrip("\r\n")
+            name, colon, value = text.partition(":")
+            if text.startswith((" ", "\t")):
+                # The value before goes on.
+                values[-1:] = [f"{one} {text.strip()}" for one in values[-1:]]
+            elif colon and name and name == name.strip():
+                values = self._values.setdefault(name.lower(), [])
+                values.append(value.strip())
+            else:
+                values = []
+
+    def get_all(self, name: str, default: Any = None) -> Any:
+        return self._values.get(name.lower(), default)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._values.get(name.lower(), [default])[0]
 
 
 class _Response(HTTPResponse):
@@ -88,11 +128,24 @@ class _Response(HTTPResponse):
 
     def begin(self) -> None:
         """Read the head of the answer; interim ones before it are passed over (RFC 9110, 15.2)."""
-        super().begin()
-        # http.client passes over 100 alone. What goes on for ever is ended by the deadline.
-        while self.status < 200 and self.status != 101:
-            self.headers = None  # type: ignore[assignment]
-            super().begin()
+        # What goes on for ever is ended by the deadline.
+        while True:
+            version, self.status, reason = self._read_status()  # type: ignore[attr-defined]
+            fields = _Fields(_read_headers(self.fp))
+            if self.status >= 200 or self.status == 101:
+                break
+        if not version.startswith(("HTTP/1.", "HTTP/0.9")):
+            raise UnknownProtocol(version)
+        self.code, self.reason = self.status, reason.strip()
+        self.version = 10 if version in ("HTTP/1.0", "HTTP/0.9") else 11
+        self.headers = self.msg = fields  # type: ignore[assignment]
+        self.chunked, self.chunk_left = fields.get("Transfer-Encoding", "").lower() == "chunked", None
+        self.will_close = self._check_close()  # type: ignore[attr-defined]
+        length = fields.get("Content-Length", "")
+        self.length = int(length) if re.fullmatch("[0-9]{1,18}", length) and not self.chunked else None
+        if self._method == "HEAD" or self.status in (101, 204, 304):  # type: ignore[attr-defined]
+            self.length = 0
+        self.will_close = self.will_close or (self.length is None and not self.chunked)
 
     def answered(self, home: Connections, connection: _Line, timeout: float) -> None:
         """Its head is there; connection is home's, and each read of the body may take timeout seconds."""

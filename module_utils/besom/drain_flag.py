@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from contextlib import suppress
 
 from .errors import BesomError
 from .units import printable
@@ -46,13 +47,13 @@ def refuse_new_work(what: str) -> None:
 def set_flag() -> bool:
     """Begin to refuse new work; returns whether that is new. Raises BesomError where that is not allowed."""
     try:
-        # Content for people; what counts is that it is there.
         fd = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except FileExistsError:
         return False
     except OSError as error:
         raise BesomError(f"{PATH} cannot be written: {error.strerror}; run this as root.") from error
-    with os.fdopen(fd, "w") as file:
+    # Content for people, for which a full disk may have no room; what counts is that it is there.
+    with suppress(OSError), os.fdopen(fd, "w") as file:
         file.write(f"besom drain, pid {os.getpid()}\n")
     return True
 

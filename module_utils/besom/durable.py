@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from .own_names import ORPHAN, TREE
 from .root import open_directory
 from .units import format_duration, is_name, printable
 
+_UMASK = re.compile(rb"^Umask:\s*([0-7]+)", re.MULTILINE)
 _AROUND = len(".") + len(".0123456789abcdef.part")
 
 # What a rename may meet for a while: a server that has just moved (ESTALE), a file that is being run, or
@@ -87,11 +89,18 @@ class Draft:
         except OSError as error:
             raise failed(self.path, "written", error) from error
 
-    def seal(self, mode: int | None = None, uid: int | None = None, gid: int | None = None) -> None:
+    def seal(
+        self,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        usual: int | None = None,
+    ) -> None:
         """Give the file its owner and mode and bring it to the disk, which takes its time.
 
         Without a mode and a group it gets those of the file that it replaces, if that is this user's or
-        the owner's to be (another's mode may let that other write), else what the umask leaves of 0666.
+        the owner's to be (another's mode may let that other write), else usual: `usual_mode`, which
+        who seals many has asked for once.
         A failed fsync is final (the kernel drops what it could not write, and the next fsync knows
         nothing of it): the temp is gone. Raises NoSpace, BesomError.
         """
@@ -99,7 +108,7 @@ class Draft:
         try:
             if uid is not None or gid is not None:
                 os.fchown(self.fd, -1 if uid is None else uid, -1 if gid is None else gid)
-            usual = self._take_after(gid is None)
+            usual = self._take_after(gid is None, usual_mode() if usual is None else usual)
             # After the chown, which takes set-id bits away.
             os.fchmod(self.fd, usual if mode is None else mode)
         except OSError as error:
@@ -166,11 +175,11 @@ class Draft:
         if self._done:
             raise BesomError(f"{printable(self.path)} was published or discarded before; begin a new one.")
 
-    def _take_after(self, group: bool) -> int:
-        """The mode of the file that is replaced, or the usual one; group: take its group over as well."""
-        mode, st = 0o666 & ~umask(), os.fstat(self.fd)
+    def _take_after(self, group: bool, mode: int) -> int:
+        """The mode of the file that is replaced, or this one; group: take its group over as well."""
         with suppress(FileNotFoundError):
             old = os.stat(self._target, dir_fd=self._directory, follow_symlinks=False)
+            st = os.fstat(self.fd)
             if stat.S_ISREG(old.st_mode) and old.st_uid in (os.geteuid(), st.st_uid):
                 mode = old.st_mode & 0o777
                 try:
@@ -363,12 +372,22 @@ def name_max(directory_fd: int) -> int:
     return os.fpathconf(directory_fd, "PC_NAME_MAX")
 
 
+def usual_mode() -> int:
+    """What the umask leaves of 0666."""
+    return 0o666 & ~umask()
+
+
 def umask() -> int:
     """This process's umask, without setting it: other threads would make files meanwhile (proc(5))."""
-    with suppress(OSError), open("/proc/self/status", "rb") as stream:
-        for line in stream:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
+    with suppress(OSError):
+        status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # The second line, after the name of the program.
+            match = _UMASK.search(os.read(status, 512))
+        finally:
+            os.close(status)
+        if match:
+            return int(match[1], 8)
     return 0o022
 
 
@@ -412,9 +431,16 @@ def _new_part(directory_fd: int, path: str, name: str) -> tuple[str, int]:
             fd = os.open(part, flags, 0o600, dir_fd=directory_fd)
         except OSError as error:
             raise failed(path, "written", error) from error
-        # For an instant it was an orphan: whoever took it for one holds it, or has removed it.
-        if lock_temp(fd) and is_inode(directory_fd, part, fd):
-            return part, fd
+        try:
+            # For an instant it was an orphan: whoever took it for one holds it, or has removed it.
+            if lock_temp(fd) and is_inode(directory_fd, part, fd):
+                return part, fd
+        except OSError as error:
+            with suppress(OSError):
+                if is_inode(directory_fd, part, fd):
+                    os.unlink(part, dir_fd=directory_fd)
+            os.close(fd)
+            raise failed(path, "written", error) from error
         os.close(fd)
     raise BesomError(f"{printable(path)} cannot be written: its temps are removed as soon as they are made.")
 

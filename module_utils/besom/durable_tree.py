@@ -273,14 +273,22 @@ def _new_temp(root: Root, path: str, name: str) -> tuple[str, int]:
         temp = f".temp-{name}-{os.urandom(8).hex()}"
         try:
             os.mkdir(temp, 0o700, dir_fd=root.fd)
+        except OSError as error:
+            raise failed(path, "written", error) from error
+        fd = -1
+        try:
             fd = open_directory(temp, root.fd)
+            # For an instant it was an orphan: whoever took it for one holds it, or has removed it.
+            if lock_temp(fd) and is_inode(root.fd, temp, fd):
+                return temp, fd
         except FileNotFoundError:
             continue
         except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            with suppress(OSError):
+                os.rmdir(temp, dir_fd=root.fd)
             raise failed(path, "written", error) from error
-        # For an instant it was an orphan: whoever took it for one holds it, or has removed it.
-        if lock_temp(fd) and is_inode(root.fd, temp, fd):
-            return temp, fd
         os.close(fd)
     raise BesomError(f"{printable(path)} cannot be written: its temps are removed as soon as they are made.")
 

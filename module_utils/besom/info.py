@@ -43,7 +43,22 @@ def store_info(store: Store, run: Run) -> dict[str, Any]:
             "anomalies_total": found.anomalies.total,
             "file_system": file_system(root),
             "holder": holder(root),
+            **_remembered(store, root, run),
         }
+
+
+def _remembered(store: Store, root: Root, run: Run) -> dict[str, Any]:
+    """When a run that keeps house has read all of the store, and has to again (epoch seconds; None: at once).
+
+    Of a run that has no place where that is remembered nothing.
+    """
+    if not run.index_dir:
+        return {}
+    from .survey import Memory
+
+    memory = Memory(store, root, run)
+    moments = {"walked": memory.walked, "reconcile_due": memory.due}
+    return {name: None if moment is None else moment / 1e9 for name, moment in moments.items()}
 
 
 def temps_info(temps: Temps, run: Run) -> dict[str, Any]:

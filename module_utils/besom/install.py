@@ -122,7 +122,7 @@ class InstallReport(Report):
     def to_dict(self) -> dict[str, Any]:
         mark, values = self.after.mark or Mark(), super().to_dict()
         # Of what else is in the directory nothing is known.
-        del values["bytes_before"], values["bytes_after"]
+        del values["bytes_before"], values["bytes_after"], values["measured"]
         return {
             **values,
             "tree": printable(self.path),

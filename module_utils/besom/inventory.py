@@ -13,6 +13,7 @@ import stat
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Callable, Protocol
 
 from .locks import LockTable
 from .own_names import OWNED
@@ -58,6 +59,49 @@ class _Link:
     gone: int = 0
     chunk: int = -1
     position: int = -1
+
+
+@dataclass
+class Sums:
+    """What one directory of a store of files comes to, without those below it.
+
+    usage: bytes of the inodes with one link; entries; oldest, newest: keys (ns); low, high: the inode
+    numbers of all that was looked at, its own among them; shared: device, inode and bytes of each name of
+    an inode with several links; settled: all this stays as long as mtime and ctime of the directory do, but
+    for locks.
+    """
+
+    own: os.stat_result
+    usage: int = 0
+    entries: int = 0
+    oldest: int = YOUNGEST
+    newest: int = OLDEST
+    low: int = 0
+    high: int = 0
+    shared: list[tuple[int, int, int]] = field(default_factory=list)
+    settled: bool = False
+
+
+@dataclass
+class Reading:
+    """A store of files that is being read. scan() reads the directory where the cursor stands; stand() only
+    notes that it stands there. Its sums are in sums then."""
+
+    cursor: Cursor
+    table: LockTable
+    scan: Callable[[], list[str]]
+    stand: Callable[[], int]
+    sums: Sums
+
+
+class Companion(Protocol):
+    """Who goes along a walk through a store of files, and knows what need not be read again."""
+
+    def scan(self, reading: Reading) -> list[str]:
+        """Scan the directory at hand, or stand in it; the subdirectories to enter."""
+
+    def refused(self, depth: int, error: OSError) -> None:
+        """A directory could not be read, or entered from where the cursor stands, at that depth."""
 
 
 @dataclass
@@ -218,13 +262,15 @@ def read_files(
     grace: int = YOUNGEST,
     only: re.Pattern[str] | None = None,
     whole: bool = False,
+    companion: Companion | None = None,
 ) -> Inventory:
     """The inventory of layout `files`: every regular file and symlink, however deep.
 
     lru: age is the later of atime and mtime. horizon: an entry whose key (ns) is not below it is
     counted and not listed; grace: the youngest key that may go. only: other names are no entries.
     whole: chunks have the entries that could not be removed as well, and every anomaly is named.
-    Raises Interrupted between two directories.
+    companion: what it does not have scanned is not in the inventory. Raises Interrupted between two
+    directories.
     """
     found, forecast = Inventory(root, by_mtime=not lru), run.forecast
     found.anomalies.cap = ALL if whole else CAP
@@ -232,17 +278,24 @@ def read_files(
     mounted, locked, links = cursor.mounted, table.inodes, found.links
     # The index of each directory on the way from the root to where the cursor stands.
     way: list[int] = []
+    others = os.geteuid() != 0
 
-    def scan() -> list[str]:
+    def stand() -> int:
         run.shutdown.check(f"reading {printable(root.path)}")
-        fd, depth = cursor.fd, cursor.depth
-        own = os.fstat(fd)
+        depth = cursor.depth
         del way[depth:]
         if depth:
             found.parents.append(way[depth - 1])
             found.names.append(cursor.name)
         way.append(len(found.names) - 1)
-        here = way[depth]
+        return way[depth]
+
+    def scan() -> list[str]:
+        here = stand()
+        fd, depth = cursor.fd, cursor.depth
+        own = os.fstat(fd)
+        reading.sums = sums = Sums(own, low=own.st_ino, high=own.st_ino)
+        noted = found.kept.total + found.anomalies.total
         if depth and own.st_ino in locked:
             holder = table.holder(own.st_dev, own.st_ino)
             if holder:
@@ -254,6 +307,8 @@ def read_files(
         sticky = bool(own.st_mode & stat.S_ISVTX)
         usage = entries = young = unremovable = 0
         oldest, newest = YOUNGEST, OLDEST
+        low = high = own.st_ino
+        strange = False
         chunk: Chunk | None = None
         subdirs = []
         with os.scandir(fd) as names:
@@ -283,6 +338,11 @@ def read_files(
                     continue
                 entries += 1
                 size = st.st_blocks * 512
+                inode = st.st_ino
+                if inode > high:
+                    high = inode
+                elif inode < low:
+                    low = inode
                 key = mtime = st.st_mtime_ns
                 if not EARLIEST <= mtime <= LATEST:
                     key = mtime = in_range(mtime)
@@ -293,12 +353,15 @@ def read_files(
                 if key > newest:
                     newest = key
                 link = None
+                if st.st_dev != own.st_dev:
+                    strange = True
                 if st.st_nlink > 1:
-                    ident = (st.st_dev, st.st_ino)
+                    ident = (st.st_dev, inode)
+                    sums.shared.append((*ident, size))
                     link = links.get(ident)
                     if link is None:
                         link = links[ident] = _Link(st.st_nlink, size)
-                        usage += size
+                        found.usage += size
                     link.seen += 1
                     size = 0  # its last link gets it, once all are known
                 else:
@@ -339,13 +402,26 @@ def read_files(
         found.young += young
         if entries:
             found.span(oldest, newest)
+        sums.usage, sums.entries, sums.oldest, sums.newest = usage, entries, oldest, newest
+        sums.low, sums.high = low, high
+        noted -= found.kept.total + found.anomalies.total
+        sums.settled = not (noted or forbidden or (sticky and others) or strange or gone)
         run.progress("scan", found.entries, 0)
         return subdirs
 
+    def refused(name: str, error: OSError) -> None:
+        found.refused(cursor.path(name), error)
+        if companion is not None:
+            companion.refused(cursor.depth, error)
+
+    def together() -> list[str]:
+        return companion.scan(reading) if companion is not None else scan()
+
+    reading = Reading(cursor, table, scan, stand, Sums(os.fstat(root.fd)))
     try:
-        walk(cursor, scan, refused=lambda name, error: found.refused(cursor.path(name), error))
+        walk(cursor, together, refused=refused)
     except OSError as error:
-        found.refused(root.path, error)
+        refused("", error)
     finally:
         cursor.rise(0)
     if found.chunks:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Protocol
 
@@ -108,6 +109,14 @@ class LockTable:
             if device == dev or self._may_be_one(device, dev):
                 return describe(pid)
         return None
+
+    def on(self, devices: Iterable[int]) -> list[int]:
+        """The numbers of the inodes, sorted, on which a lock is held that may be on one of these devices."""
+        found = []
+        for number, locks in self._locks.items():
+            if any(one == dev or self._may_be_one(one, dev) for one, _pid in locks for dev in devices):
+                found.append(number)
+        return sorted(found)
 
     def _may_be_one(self, device: int, dev: int) -> bool:
         """Whether a device of /proc/locks and another that stat gives can be of one file system."""

@@ -68,7 +68,7 @@ class Owner:
         return cls(
             host_id=digest[:32] if machine else "",
             host=host,
-            boot_id=_read("/proc/sys/kernel/random/boot_id"),
+            boot_id=boot_id(),
             pid_namespace=_namespace(),
             pid=os.getpid(),
             start_token=_start_token(os.getpid()),
@@ -116,6 +116,11 @@ def _read_bytes(path: str) -> bytes:
             return stream.read(_LONGEST)
     except OSError:
         return b""
+
+
+def boot_id() -> str:
+    """What the kernel calls this boot; empty where /proc does not say."""
+    return _read("/proc/sys/kernel/random/boot_id")
 
 
 def _read(path: str) -> str:

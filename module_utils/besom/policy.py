@@ -81,6 +81,11 @@ class Policy:
     def limited(self) -> bool:
         return any(getattr(self, key) is not None for key in LIMITS)
 
+    @property
+    def only_min_free(self) -> bool:
+        """Whether the free space of the file system alone says that nothing is to go."""
+        return [key for key in LIMITS if getattr(self, key) is not None] == ["min_free"]
+
 
 @dataclass(frozen=True)
 class Hooks:

@@ -9,6 +9,7 @@ import re
 import time
 from dataclasses import dataclass, replace
 from itertools import compress, count, islice, repeat
+from typing import TYPE_CHECKING, Callable
 
 from .errors import UsageError
 from .guard import STOPPED, guarded
@@ -19,12 +20,15 @@ from .mounts import mount_of
 from .own_names import ORPHAN
 from .policy import Policy, Store
 from .removal import Place, remove_files
-from .report import CAP, Report
+from .report import CAP, INDEX, STATVFS, WALK, Report
 from .root import Root
 from .run import Forecast, Run
 from .selection import Goals, choose, tally
-from .tree import Cursor, Removal, file_forbids, finish_trash, remove_tree
+from .tree import Cursor, Removal, file_forbids, finish_trash, has_trash, remove_tree
 from .units import format_size, printable
+
+if TYPE_CHECKING:
+    from .survey import Looked, Memory
 
 _ST_NOATIME = 1024  # statvfs(3)
 
@@ -84,21 +88,20 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     grace = now - policy.min_age if policy.min_age is not None else YOUNGEST
     by_age_only = (policy.max_size, policy.min_free, policy.max_entries) == (None, None, None)
     horizon = aged if by_age_only and not (request.empty or request.named) else grace
-    found = read_store(store, root, run, horizon, grace, request.only, thorough)
 
-    report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies)
-    report.entries_before = found.entries + len(found.trash)
+    def goals_of(found: Inventory) -> Goals:
+        return _goals(request, root, run, found, aged)
+
+    memory = _memory(request, root, run, thorough)
+    found, measured = _without_walk(request, root, goals_of, memory.look(horizon, grace) if memory else None)
+    if found is None:
+        survey = memory.begin() if memory else None
+        found = read_store(store, root, run, horizon, grace, request.only, thorough, companion=survey)
+        if memory and survey:
+            memory.keep(survey, found)
+    report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies, measured=measured)
     trash = sum(found.trash.values())
-    size, available = _space(root, run.forecast)
-    goals = Goals(before=aged)
-    if policy.max_size is not None and found.usage > policy.max_size:
-        goals.shed = found.usage - (policy.target_size or policy.max_size)
-    if policy.max_entries is not None:
-        goals.drop = found.entries - policy.max_entries
-    if policy.min_free is not None:
-        goals.free = policy.min_free.of(size) - available - trash
-    if request.empty or request.named:
-        goals = Goals(before=YOUNGEST)
+    goals = goals_of(found)
 
     def mark() -> Goals:
         return _mark_named(request, found, now) if request.named else choose(found.chunks, goals)
@@ -109,6 +112,7 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
 
     entries, usage, freed = tally(found.chunks)
     report.planned.add(entries + len(found.trash), freed + trash)
+    report.entries_before = found.entries + len(found.trash)
     report.bytes_before = report.bytes_after = found.usage + trash
     _list_victims(request, found, report, goals)
     _warn(report, found, short, policy)
@@ -117,6 +121,58 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
             f"{printable(root.path)} is mounted noatime: the order lru goes by mtime there."
         )
     return Plan(request, found, report, usage + trash, goals.shed > 0)
+
+
+def _goals(request: Request, root: Root, run: Run, found: Inventory, aged: int) -> Goals:
+    """What is to be reached in a store that was found so; entries with a key below aged go in any case."""
+    policy = request.store.policy
+    if request.empty or request.named:
+        return Goals(before=YOUNGEST)
+    goals = Goals(before=aged)
+    if policy.max_size is not None and found.usage > policy.max_size:
+        goals.shed = found.usage - (policy.target_size or policy.max_size)
+    if policy.max_entries is not None:
+        goals.drop = found.entries - policy.max_entries
+    if policy.min_free is not None:
+        size, available = _space(root, run.forecast)
+        goals.free = policy.min_free.of(size) - available - sum(found.trash.values())
+    return goals
+
+
+def _memory(request: Request, root: Root, run: Run, thorough: bool) -> Memory | None:
+    """What is remembered of the store, where a run keeps house by itself and goes by the store's limits."""
+    by_itself = run.index_dir and run.reconcile and not (run.dry_run or thorough)
+    if not by_itself or request != Request(request.store) or request.store.layout != "files":
+        return None
+    # Nothing that a module should carry.
+    from .survey import Memory
+
+    return Memory(request.store, root, run)
+
+
+def _without_walk(
+    request: Request, root: Root, goals_of: Callable[[Inventory], Goals], looked: Looked | None
+) -> tuple[Inventory | None, str]:
+    """The store as far as it was looked at, if that shows that nothing is to go, and Report.measured.
+
+    looked: the store as the index has it.
+    """
+    if looked is not None and _suffices(looked, goals_of(looked.found)):
+        return looked.found, INDEX
+    by_policy = request == Request(request.store)
+    if by_policy and request.store.policy.only_min_free and not has_trash(root):
+        unread = Inventory(root)
+        if goals_of(unread).reached(0, 0, 0):
+            return unread, STATVFS
+    return None, WALK
+
+
+def _suffices(looked: Looked, goals: Goals) -> bool:
+    """Whether nothing is to go from a store that was read in part."""
+    found = looked.found
+    if found.trash or found.pending or not goals.reached(0, 0, 0) or looked.oldest_unread < goals.before:
+        return False
+    return all(min(chunk.key) >= goals.before for chunk in found.chunks)
 
 
 def _mark_named(request: Request, found: Inventory, now: int) -> Goals:

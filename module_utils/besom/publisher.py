@@ -30,12 +30,15 @@ class _Publication:
     done: bool = False
     error: BaseException | None = None
 
-    def attempt(self, root: Root, deadline: float) -> None:
+    def attempt(self, root: Root, there: dict[str, os.stat_result], deadline: float) -> None:
+        """there: the directories that the store has now, of those that were looked at under this lock."""
         try:
-            with directory_in(root, self.directory) as there:
-                if not os.path.samestat(os.fstat(there), os.fstat(self.fd)):
-                    shown = printable(os.path.join(root.path, self.directory))
-                    raise BesomError(f"{shown} was replaced meanwhile; run this again.")
+            if self.directory not in there:
+                with directory_in(root, self.directory) as fd:
+                    there[self.directory] = os.fstat(fd)
+            if not os.path.samestat(there[self.directory], os.fstat(self.fd)):
+                shown = printable(os.path.join(root.path, self.directory))
+                raise BesomError(f"{shown} was replaced meanwhile; run this again.")
             self.commit(deadline)
         except (BesomError, OSError) as error:
             self.error = error
@@ -88,9 +91,10 @@ class Publisher:
             with guarded(root, self._run, self._backend) as (run, waited):
                 self.lock_wait_s += waited
                 deadline = time.monotonic() + max(self._run.lock_timeout - waited, 1.0)
+                there: dict[str, os.stat_result] = {}
                 for one in batch:
                     run.shutdown.check("publishing")
-                    one.attempt(root, deadline)
+                    one.attempt(root, there, deadline)
                 for directory in {one.directory for one in batch if not one.error}:
                     self._sync(directory, [one for one in batch if one.directory == directory])
         except BaseException as error:  # noqa: BLE001 (each of those who wait raises it)

@@ -10,6 +10,8 @@ from typing import Any
 from .units import printable
 
 CAP = 100
+# How what a report says is known, see Report.measured.
+WALK, INDEX, STATVFS = "walk", "index", "statvfs"
 
 
 @dataclass
@@ -57,7 +59,8 @@ class Report:
 
     planned and removed count entries and the bytes that the file system gets back; bytes_before and
     bytes_after are the usage, each inode once. failures lists what should have gone and could not;
-    missed: a limit stays missed, since nothing else can go (a warning says which).
+    missed: a limit stays missed, since nothing else can go (a warning says which). measured: WALK, all of
+    it was read; INDEX, only what has changed since; STATVFS, nothing was looked at but the free space.
     """
 
     operation: str
@@ -77,6 +80,7 @@ class Report:
     interrupted: bool = False
     warnings: list[str] = field(default_factory=list)
     missed: bool = False
+    measured: str = WALK
     # What the failures come to as an exit status.
     failure_status: int = 1
 
@@ -84,6 +88,11 @@ class Report:
     def entries_after(self) -> int:
         """What is there now of entries_before, the entries and trash that were there."""
         return max(0, self.entries_before - self.removed.entries)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether bytes, entries, kept and anomalies say anything."""
+        return self.measured != STATVFS
 
     @property
     def changed(self) -> bool:
@@ -106,13 +115,14 @@ class Report:
             "anomalies_total": self.anomalies.total,
             "failures": self.failures.items,
             "failures_total": self.failures.total,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
+            "bytes_before": self.bytes_before if self.is_measured else None,
+            "bytes_after": self.bytes_after if self.is_measured else None,
             "freed_bytes": self.removed.bytes,
             "lock_wait_s": round(self.lock_wait_s, 3),
             "duration_s": round(self.duration_s, 3),
             "interrupted": self.interrupted,
             "warnings": self.warnings,
+            "measured": self.measured,
         }
 
 
@@ -127,6 +137,8 @@ def combine(operation: str, reports: Iterable[Report]) -> Report:
             getattr(total, name).extend(getattr(report, name))
         total.bytes_before += report.bytes_before
         total.bytes_after += report.bytes_after
+        # What is not known of one is not known of all of them.
+        total.measured = max(total.measured, report.measured, key=(WALK, INDEX, STATVFS).index)
         total.lock_wait_s += report.lock_wait_s
         total.duration_s += report.duration_s
         total.interrupted = total.interrupted or report.interrupted

@@ -64,8 +64,10 @@ class Run:
     """dry_run: plan only. lock_timeout in seconds, 0 = do not wait; lock_option: what to call it in messages.
 
     waiting is told in a sentence whom a lock is waited for, and waited, once that lock is there, of which
-    path it is and how many seconds it took; output is told what a hook has printed; now
-    gives ns since the epoch; shared_lock makes the lock that several machines see, from the path of a store.
+    path it is and how many seconds it took; output is told what a hook has printed; now gives ns since the
+    epoch; index_dir is where it is remembered what stores came to, empty for a run that walks all of them,
+    and reconcile how long (ns) that may stand for a walk; shared_lock makes the lock that several machines
+    see, from the path of a store.
     """
 
     dry_run: bool = False
@@ -78,4 +80,6 @@ class Run:
     output: Callable[[str, str], None] = unread
     now: Callable[[], int] = time.time_ns
     forecast: Forecast = field(default_factory=Forecast)
+    index_dir: str = ""
+    reconcile: int = 0
     shared_lock: Callable[[str], Lock] | None = None

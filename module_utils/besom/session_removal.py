@@ -16,7 +16,7 @@ from .inventory import Pending
 from .locks import LockTable
 from .root import Root
 from .sessions import JSON, PUT_BACK, is_ours, look, names_of, parts_now
-from .tree import CHANGED, Blocked, Cursor, Removal, empty, hold, refusal
+from .tree import CHANGED, Blocked, Cursor, Removal, empty, hold, put_back, refusal
 from .units import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -193,47 +193,13 @@ def restore(source: int, target: int, names: Iterable[tuple[str, bool]]) -> None
         if failed and name.endswith(JSON):
             break
         try:
-            put_back(source, target, name, is_dir)
+            put_back(source, name, target, name, is_dir)
         except FileNotFoundError:
             pass
         except OSError as error:
             failed = failed or error
     if failed:
         raise failed
-
-
-def put_back(source: int, target: int, name: str, is_dir: bool) -> None:
-    """Move name from directory source to directory target, or beside what is there now. Raises OSError."""
-    beside = os.fsdecode(os.fsencode(name)[:200]) + f".besom-kept-{os.urandom(8).hex()}"
-    for back in (name, beside):
-        try:
-            if is_dir:
-                # Fails on all but an empty directory.
-                os.rename(name, back, src_dir_fd=source, dst_dir_fd=target)
-                return
-            os.link(name, back, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                if not is_dir and _is_same(name, source, target):
-                    break  # a kill came between link and unlink
-                continue
-            if is_dir:
-                raise
-            # No hard links here.
-            with suppress(FileNotFoundError):
-                os.lstat(name, dir_fd=target)
-                back = beside
-            os.rename(name, back, src_dir_fd=source, dst_dir_fd=target)
-            return
-        break
-    else:
-        return
-    os.unlink(name, dir_fd=source)
-
-
-def _is_same(name: str, one: int, other: int) -> bool:
-    """Whether a name is of the same inode in two directories."""
-    return os.path.samestat(*(os.stat(name, dir_fd=fd, follow_symlinks=False) for fd in (one, other)))
 
 
 def _remove_names(cursor: Cursor, names: Names, path: str, freed: int) -> Removal:

@@ -23,7 +23,7 @@ from .artifacts import Artifact
 from .claim import Listings, claim, directory_in, file_in, is_locked
 from .crew import Crew
 from .cutoff import Cut, Cutoff
-from .durable import Draft, Retries, list_parts, parts_of
+from .durable import Draft, Retries, list_parts, parts_of, usual_mode
 from .errors import BesomError, Interrupted, LockHeld, NoSpace
 from .fetch import Opener
 from .guard import guarded
@@ -155,6 +155,7 @@ class _Sync:
         self._counting = threading.Lock()
         self._places = threading.Semaphore(request.parallel)
         self.listings = Listings()
+        self.usual_mode = usual_mode()
         self.drafts: dict[str, Draft] = {}
 
     # Planning: what is there, and what the servers say.
@@ -276,7 +277,7 @@ class _Sync:
                 if job.settled:
                     self._copy(job, fd, draft)
             # The disk takes its time; the next may have the place at the mirror meanwhile.
-            draft.seal(artifact.mode, artifact.uid, artifact.gid)
+            draft.seal(artifact.mode, artifact.uid, artifact.gid, self.usual_mode)
             self.cutoff.check()
             try:
                 self.publisher.publish(artifact.directory, fd, draft.publish)

@@ -16,6 +16,7 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Callable
 
 from .locks import FlockUnsupported, LockTable, holder_of, try_flock
@@ -38,6 +39,7 @@ CHANGED = "changed_since_plan"
 # linux/fs.h; the value of _IOR('f', 1, long) where long has 64 bits, and where it has 32.
 _FS_IOC_GETFLAGS = 0x80086601 if array.array("l").itemsize == 8 else 0x80046601
 _IMMUTABLE, _APPEND = 0x10, 0x20
+_CAP_FOWNER = 1 << 3  # linux/capability.h
 _OPEN_AT_ONCE = 16
 _RESCANS = 3
 
@@ -236,7 +238,22 @@ def can_write(fd: int) -> bool:
 def sticky_forbids(directory: os.stat_result, st: os.stat_result) -> bool:
     """Whether a sticky directory keeps this user from removing the file with st (inode(7))."""
     uid = os.geteuid()
-    return bool(directory.st_mode & stat.S_ISVTX) and uid not in (0, directory.st_uid, st.st_uid)
+    return (
+        bool(directory.st_mode & stat.S_ISVTX)
+        and uid not in (directory.st_uid, st.st_uid)
+        and not (uid == 0 and _has_fowner(os.getpid()))
+    )
+
+
+@lru_cache(maxsize=1)
+def _has_fowner(_pid: int) -> bool:
+    """Whether this process has CAP_FOWNER, which root in a container may lack (capabilities(7))."""
+    try:
+        with open("/proc/self/status", "rb") as stream:
+            match = re.search(rb"^CapEff:\s*([0-9a-f]+)", stream.read(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match is None or bool(int(match[1], 16) & _CAP_FOWNER)
 
 
 @dataclass(frozen=True)
@@ -418,20 +435,38 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
                 raise
             # A full disk has no room for one more name: then, and only then, it goes where it is.
             return empty(cursor, name, path, found.freed)
-        cursor.enter(trash)
         locked = os.fstat(lock)
-        same = cursor.ident == (locked.st_dev, locked.st_ino)
-        found = measure(cursor, LockTable()) if same else Measure()
-        cursor.rise(depth)
+        found = _verify(cursor, trash, (locked.st_dev, locked.st_ino))
         if found.identity == planned and not found.blocked:
             return empty(cursor, trash, path, found.freed, (locked.st_dev, locked.st_ino))
-        back = put_back(cursor, trash, name)
+        is_dir = stat.S_ISDIR(os.lstat(trash, dir_fd=cursor.fd).st_mode)
+        back = put_back(cursor.fd, trash, cursor.fd, name, is_dir)
         return Removal(blocked=found.blocked or Blocked(cursor.path(back), CHANGED))
     except OSError as error:
         return refusal(path, error)
     finally:
         if lock >= 0:
             os.close(lock)
+        cursor.rise(depth)
+
+
+def has_trash(root: Root) -> bool:
+    """Whether a crash, or another besom at work, has left trash in the directory open as root."""
+    os.lseek(root.fd, 0, os.SEEK_SET)
+    with os.scandir(root.fd) as names:
+        return any(TRASH.fullmatch(one.name) or SESSIONS_TRASH.fullmatch(one.name) for one in names)
+
+
+def _verify(cursor: Cursor, trash: str, ident: tuple[int, int]) -> Measure:
+    """What was moved away, measured once more; as nothing when it is not the directory ident any more."""
+    depth = cursor.depth
+    try:
+        cursor.enter(trash)
+        return measure(cursor, LockTable()) if cursor.ident == ident else Measure()
+    except OSError:
+        # A symlink or a file was put in its place just before it was moved: that is put back as well.
+        return Measure()
+    finally:
         cursor.rise(depth)
 
 
@@ -479,14 +514,45 @@ def refusal(path: str, error: OSError) -> Removal:
     return Removal(blocked=Blocked(path, f"cannot be removed: {error.strerror}"), failed=True)
 
 
-def put_back(cursor: Cursor, trash: str, name: str) -> str:
-    back = name
-    with suppress(FileNotFoundError):
-        os.lstat(name, dir_fd=cursor.fd)
-        # Somebody made the name anew meanwhile; left as trash, what changed would be lost at the next run.
-        back = os.fsdecode(os.fsencode(name)[:200]) + f".besom-kept-{os.urandom(8).hex()}"
-    os.rename(trash, back, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
+def put_back(source: int, trash: str, target: int, name: str, is_dir: bool) -> str:
+    """Move trash, in directory source, back to name in directory target, or beside what is there now.
+
+    Nothing is replaced but an empty directory by another; left as trash, what changed would be lost at the
+    next run. Returns the name it has now. Raises OSError.
+    """
+    beside = os.fsdecode(os.fsencode(name)[:200]) + f".besom-kept-{os.urandom(8).hex()}"
+    for back in (name, beside):
+        try:
+            if is_dir:
+                # Fails on all but an empty directory.
+                os.rename(trash, back, src_dir_fd=source, dst_dir_fd=target)
+                return back
+            os.link(trash, back, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                if not is_dir and _is_same(trash, source, back, target):
+                    break  # a kill came between link and unlink
+                if back == name:
+                    continue
+            if is_dir:
+                raise
+            # No hard links here.
+            with suppress(FileNotFoundError):
+                os.lstat(back, dir_fd=target)
+                back = beside
+            os.rename(trash, back, src_dir_fd=source, dst_dir_fd=target)
+            return back
+        break
+    os.unlink(trash, dir_fd=source)
     return back
+
+
+def _is_same(name: str, directory: int, other: str, its: int) -> bool:
+    """Whether two names are of the same inode."""
+    try:
+        return os.path.samestat(os.lstat(name, dir_fd=directory), os.lstat(other, dir_fd=its))
+    except FileNotFoundError:
+        return False
 
 
 def empty(cursor: Cursor, trash: str, path: str, freed: int, ident: tuple[int, int] | None = None) -> Removal:

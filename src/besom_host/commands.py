@@ -32,7 +32,7 @@ from besom.units import (
 )
 
 from .config import Config, load
-from .output import absolute, limits_text, noted_text, removal_text, say, table, when
+from .output import absolute, limits_text, noted_text, removal_text, say, table, until, when
 from .progress import Bar
 from .runs import bar_of, named, run_of
 from .shared_lock import backend_of
@@ -162,15 +162,15 @@ def info_command(options: Namespace, shutdown: Shutdown) -> int:
     stores, temps = chosen(options, config)
     bar = bar_of(options)
     with bar or Bar():
-        found = inspect(stores, temps, run_of(options, config, shutdown, bar, dry_run=True))
+        run = config.remember(run_of(options, config, shutdown, bar, dry_run=True))
+        found = inspect(stores, temps, run)
     for warning in found["warnings"]:
         say(f"warning: {warning}")
     if options.json:
         print(json.dumps({"operation": "info", **found}))
         return 0
-    stores_table = [
-        ("STORE", "LAYOUT", "ENTRIES", "USAGE", "LIMITS", "OLDEST", "NEWEST", "AVAILABLE", "LOCKED BY")
-    ]
+    words = ("STORE", "LAYOUT", "ENTRIES", "USAGE", "LIMITS", "OLDEST", "NEWEST", "WALKED", "AGAIN IN")
+    stores_table = [(*words, "AVAILABLE", "LOCKED BY")]
     for one in found["stores"]:
         holder = one["holder"]
         store = config.stores[one["name"]]
@@ -183,6 +183,8 @@ def info_command(options: Namespace, shutdown: Shutdown) -> int:
                 limits_text(store),
                 when(one["oldest"]),
                 when(one["newest"]),
+                when(one["walked"]),
+                until(one["reconcile_due"]),
                 format_size(one["file_system"]["available_bytes"]),
                 f"pid {holder['pid']} ({holder['command']})" if holder else "-",
             )

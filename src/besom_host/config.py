@@ -53,7 +53,7 @@ class Config:
     stores by name; raw_stores as they were written; durations in seconds; log_file, textfile and seq_url
     are empty where nothing is to be written or sent; log_journal: whether events go to the journal with
     their fields, None: where stderr is the journal's; daemon_, unmount_ and prune_timeout are those of a
-    drain's phases; problems: what was malformed.
+    drain's phases; reconcile: how long an index may stand for a walk, 0: never; problems: what was malformed.
     """
 
     path: str = ""
@@ -64,6 +64,7 @@ class Config:
     lock_timeout: float = Run.lock_timeout
     redis_url: str = ""
     interval: float = 3600.0
+    reconcile: float = 86400.0
     drain_timeout: float = 30.0
     state_dir: str = ""
     daemon_timeout: float = 60.0
@@ -93,6 +94,11 @@ class Config:
         """Seconds in which a daemon that is told to stop has finished: its run, and a hook after it."""
         hooks = [store.hooks.timeout for store in self.stores.values() if store.hooks.after]
         return self.drain_timeout + max(hooks, default=0.0)
+
+    def remember(self, run: Run) -> Run:
+        """The run, remembering what stores came to, for as long as this says."""
+        run.index_dir, run.reconcile = self.state_dir, int(self.reconcile * 1e9)
+        return run
 
     @property
     def sentences(self) -> list[str]:
@@ -251,6 +257,7 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
         _interval,
         {"BESOM_INTERVAL": _interval, "BESOM_INTERVAL_MINUTES": _minutes},
     ),
+    "reconcile": (("daemon", "reconcile"), _timeout, {"BESOM_RECONCILE": _timeout}),
     "drain_timeout": (("daemon", "drain_timeout"), _timeout, {"BESOM_DRAIN_TIMEOUT": _timeout}),
     "state_dir": (("daemon", "state_dir"), _path, {"BESOM_STATE_DIR": _path}),
     "daemon_timeout": (("drain", "daemon_timeout"), _phase, {}),

@@ -77,14 +77,15 @@ def keep_house(config: Config, run: Run, cause: str, watch: Watch = _unwatched) 
         outcome = Outcome(errors=[BesomError(f"The run ended in {printable(repr(error))}; report it.")])
     found = Round(outcome, time.monotonic() - started)
     in_use = sum(report.bytes_after for report in outcome.reports)
+    measured = all(report.is_measured for report in outcome.reports)
     log.tell(
         "run_ended",
         outcome=found.result,
         removed_entries=found.removed_entries,
         freed=format_size(found.freed_bytes),
         freed_bytes=found.freed_bytes,
-        after=format_size(in_use),
-        bytes_after=in_use,
+        after=format_size(in_use) if measured else f"{format_size(in_use)} and more",
+        bytes_after=in_use if measured else None,
         took=format_duration(round(found.duration_s, 1)),
         duration_s=round(found.duration_s, 3),
     )
@@ -223,7 +224,11 @@ def _overlapping(stores: list[Store]) -> dict[str, str]:
 
 
 def _tell(report: Report) -> None:
-    path = printable(report.store)
+    path, figures = printable(report.store), report.to_dict()
+    before, after = (
+        "an unknown amount" if figures[name] is None else format_size(figures[name])
+        for name in ("bytes_before", "bytes_after")
+    )
     log.tell(
         f"{report.operation}_{'done' if report.removed.entries else 'idle'}",
         operation=report.operation,
@@ -231,14 +236,15 @@ def _tell(report: Report) -> None:
         removed_entries=report.removed.entries,
         freed_bytes=report.removed.bytes,
         freed=format_size(report.removed.bytes),
-        bytes_before=report.bytes_before,
-        before=format_size(report.bytes_before),
-        bytes_after=report.bytes_after,
-        after=format_size(report.bytes_after),
-        entries_after=report.entries_after,
+        bytes_before=figures["bytes_before"],
+        before=before,
+        bytes_after=figures["bytes_after"],
+        after=after,
+        entries_after=report.entries_after if report.is_measured else None,
         kept=report.kept.total,
         duration_s=round(report.duration_s, 3),
         lock_wait_s=round(report.lock_wait_s, 3),
+        measured=report.measured,
     )
     for item in report.anomalies.items:
         log.tell("anomaly", path=item["path"], reason=item["reason"])

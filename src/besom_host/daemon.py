@@ -21,6 +21,7 @@ from besom.shutdown import Shutdown
 from besom.units import format_duration, printable
 
 from . import log
+from .clock import Clock
 from .config import Config, find, read
 from .cycle import Round, keep_house
 from .notify import ONCE, notify, notify_reloading, watchdog_s
@@ -56,6 +57,7 @@ class Daemon:
         self.drain_signal = 0
         self.drain_deadline = 0.0
         self.back_off = 1
+        self.clock = Clock()
         # The monotonic time of the next run; the first is due at once.
         self.due = time.monotonic()
         self.told_watchdog = time.monotonic()
@@ -180,10 +182,14 @@ class Daemon:
             shared_lock=redis_locks_of(self.config),
             shutdown=self.shutdown,
             output=lambda hook, text: log.tell("hook_output", hook=hook, text=text),
+            now=self.clock.now,
         )
+        ahead = self.clock.ahead() // 10**9
+        if ahead:
+            log.tell("clock_doubted", ahead=format_duration(ahead), ahead_s=ahead)
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
         try:
-            found = keep_house(self.config, run, cause, self._watch)
+            found = keep_house(self.config, self.config.remember(run), cause, self._watch)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self.status.in_flight = []
@@ -229,6 +235,8 @@ class Daemon:
 
     def _reload(self) -> None:
         notify_reloading()
+        # Whoever has set the clock, and meant it, says so by this.
+        self.clock.trust()
         config = read(self.config.path or find(None, self.env), self.env)
         in_file = [config.sentence(problem) for problem in config.problems if problem.in_file]
         if in_file:

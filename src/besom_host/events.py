@@ -15,7 +15,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     "text": (str,),
     "path": (str,),
     "integer": (int,),
-    "bytes": (int,),
+    "bytes": (int, type(None)),
+    "count": (int, type(None)),
     "seconds": (int, float),
     "boolean": (bool,),
 }
@@ -26,11 +27,12 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "removed_entries": ("integer", "entries that went"),
     "freed_bytes": ("bytes", "what the file system got back"),
     "freed": ("text", "the same for people"),
-    "bytes_before": ("bytes", "allocated bytes in use before, each inode once"),
+    "bytes_before": ("bytes", "allocated bytes in use before, each inode once; null where nobody has looked"),
     "bytes_after": ("bytes", "the same afterwards"),
     "before": ("text", "`bytes_before` for people"),
     "after": ("text", "`bytes_after` for people"),
-    "entries_after": ("integer", "entries that are there now"),
+    "entries_after": ("count", "entries that are there now; null where nobody has looked"),
+    "measured": ("text", "`walk`: all was read; `index`: what has changed since; `statvfs`: only free space"),
     "kept": ("integer", "entries that would have gone, and are in use or not besom's to remove"),
     "duration_s": ("seconds", "how long it took"),
     "lock_wait_s": ("seconds", "how long the lock was waited for"),
@@ -44,6 +46,8 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "wait": ("text", "`wait_s` for people"),
     "wait_s": ("seconds", "the time until then"),
     "at": ("text", "when that is, in UTC"),
+    "ahead": ("text", "`ahead_s` for people"),
+    "ahead_s": ("seconds", "by how much the clock has jumped forward"),
     "paths": ("text", "the stores, with commas between them"),
     "hook": ("text", "`before_prune` or `after_prune`"),
     "text": ("text", "what it has printed, as one line"),
@@ -88,7 +92,7 @@ class Event:
 
 _REPORT = (
     "operation removed_entries freed freed_bytes before bytes_before after bytes_after entries_after kept "
-    "duration_s lock_wait_s"
+    "duration_s lock_wait_s measured"
 )
 
 EVENTS: dict[str, Event] = {
@@ -145,6 +149,14 @@ EVENTS: dict[str, Event] = {
             "The run ended in {error}.",
             "Report it with the exception; the next run comes at its time.",
             trace=True,
+        ),
+        Event(
+            "clock_doubted",
+            WARNING,
+            "The clock has jumped forward by {ahead}; ages are told by the time before that.",
+            "Set the clock right. Where it is right now, `besom daemon reload` (or a restart) says so; it is "
+            "believed anyway after it has stood for a day.",
+            more="ahead_s",
         ),
         Event("next_run", INFO, "The next run is in {wait}, at {at}.", "Nothing.", more="wait_s"),
         Event(

@@ -31,6 +31,9 @@ def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
         refuse_new_work("besom housekeep")
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, options.dry_run)
+    # The last prune of a drain, as a preview, goes by nothing but what is there.
+    if not (options.dry_run or options.while_draining):
+        config.remember(run)
     with bar or Bar():
         if options.dry_run:
             found = keep_house(config, run, "once")

@@ -202,7 +202,8 @@ class Journal:
             "SYSLOG_IDENTIFIER": "besom",
             "BESOM_EVENT": record.event.name,
         }
-        fields.update((f"BESOM_{name.upper()}", str(value)) for name, value in record.fields.items())
+        known = ((name, value) for name, value in record.fields.items() if value is not None)
+        fields.update((f"BESOM_{name.upper()}", str(value)) for name, value in known)
         if record.exception:
             fields["BESOM_EXCEPTION"] = record.exception
         return journal.send(fields)
@@ -256,7 +257,7 @@ def _plain(value: Any, longest: int = _LONGEST_TEXT, lines: bool = False) -> Any
     """A number that JSON has, or a text that forges no line and shows no secret."""
     if isinstance(value, float):
         return value if math.isfinite(value) else 0.0
-    if isinstance(value, (bool, int)):
+    if value is None or isinstance(value, (bool, int)):
         return value
     # Cut before it is searched, which may take as long as a hostile text wants.
     text = _secrets.hide(str(value)[: 2 * longest])

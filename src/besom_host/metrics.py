@@ -71,15 +71,15 @@ class Metrics:
         """Note how a store fared. now in seconds since the epoch; limit in bytes."""
         labels = _labels(operation=operation, store=store)
         failed = bool(report.failures.total)
+        # Not a number where nobody knows: what the file has of it goes.
         gauges: dict[str, float] = {
-            "besom_usage_bytes": report.bytes_after,
-            "besom_entries": report.entries_after,
+            "besom_usage_bytes": report.bytes_after if report.is_measured else math.nan,
+            "besom_entries": report.entries_after if report.is_measured else math.nan,
             "besom_over_limit": report.missed,
-            "besom_anomalies": report.anomalies.total,
+            "besom_anomalies": report.anomalies.total if report.is_measured else math.nan,
             "besom_last_duration_seconds": report.duration_s,
+            "besom_limit_bytes": math.nan if limit is None else limit,
         }
-        # Not a number: what the file has of it goes.
-        gauges["besom_limit_bytes"] = math.nan if limit is None else limit
         if not (failed or report.interrupted):
             gauges["besom_last_success_timestamp_seconds"] = now
         for name, value in gauges.items():

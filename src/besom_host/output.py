@@ -100,6 +100,11 @@ def limits_text(store: Store) -> str:
     return ", ".join(words)
 
 
+def until(seconds: float | None) -> str:
+    """How long it is until then."""
+    return "-" if seconds is None else format_duration(max(0, round(seconds - time.time())))
+
+
 def when(seconds: float | None) -> str:
     """How long ago that was."""
     return "-" if seconds is None else format_duration(max(0, round(time.time() - seconds)))

@@ -98,6 +98,8 @@ class Transfers:
         self._bytes: dict[str, tuple[int, int]] = {}
 
     def __call__(self, dest: str, what: str, done: int, total: int) -> None:
+        if not (self._terminal or self._lines):
+            return
         with self._guard, self._going_quiet():
             if what == "fetched" and self._lines:
                 print(f"Fetched {printable(dest)} ({format_size(done)}).", flush=True)

@@ -36,6 +36,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
 TIMEOUT_S, ANSWER_S = 10.0, 30.0
 _KEY_BYTES = 1000
 _NAME = re.compile(r"[0-9]{20}-[0-9]+\.clef")
+# Of a process that was killed before it gave the file its name, or is about to.
+_NEW = re.compile(r"\.[0-9]+\.new")
 # The server will never take them, however often they are sent.
 _HOPELESS = (400, 413, 422)
 
@@ -98,8 +100,9 @@ class Seq:
                     os.ftruncate(self._fd, self._size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._size += len(data)
-            except (OSError, BesomError):
-                self._lose(1, "the buffer cannot be written")
+            except (OSError, BesomError) as error:
+                why = (isinstance(error, OSError) and error.strerror) or str(error)
+                self._lose(1, f"the buffer cannot be written: {why}")
         self._tell_lost()
         self._news.set()
 
@@ -125,13 +128,17 @@ class Seq:
                 break
             left -= size
             self._lose(self._drop(old), "the buffer is full")
+        for left_behind in filter(_NEW.fullmatch, os.listdir(self._directory)):
+            self._drop(left_behind)
         name = f"{time.time_ns():020}-{os.getpid()}.clef"
         new = os.path.join(self._directory, f".{os.getpid()}.new")
         with suppress(FileNotFoundError):
             os.unlink(new)
         fd = os.open(new, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            try_flock(fd)
+            # Before it was locked, another may have taken it for left behind.
+            if not (try_flock(fd) and os.fstat(fd).st_nlink):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             os.rename(new, os.path.join(self._directory, name))
         except (OSError, BesomError):
             os.close(fd)

@@ -6,16 +6,18 @@ reader needs no lock; trigger counts the runs that were asked for.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import stat
 import time
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, Callable
 
-from besom.errors import BesomError, UsageError
+from besom.errors import BesomError, NoSpace, UsageError
 from besom.units import printable
 
 from .process import Process
@@ -128,9 +130,16 @@ class StateDir:
         return os.open(self._at(name), flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
 
     def acquire(self, name: str = "daemon.pid") -> IO[str]:
-        """Become the daemon: the file, locked while it is open. Raises AlreadyRuns."""
+        """Become the daemon: the file, locked while it is open. Raises AlreadyRuns, NoSpace, BesomError."""
         self.prepare()
-        file = os.fdopen(self._open(name, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
+        try:
+            file = os.fdopen(self._open(name, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
+        except OSError as error:
+            kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else BesomError
+            raise kind(
+                f"{printable(self._at(name))} cannot be opened: {error.strerror}; mend that, or set "
+                "daemon.state_dir or BESOM_STATE_DIR. besom prune and besom sweep do without it."
+            ) from error
         os.fchmod(file.fileno(), 0o600)
         portalocker = import_portalocker()
         flags = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
@@ -147,11 +156,12 @@ class StateDir:
             file.close()
             who = f", pid {pid}" if pid.isdigit() else ""
             raise AlreadyRuns(f"Another besom already runs in {printable(self.path)}{who}.")
-        # Written after it is won: the content is never another's (CVE-2025-68146).
-        file.seek(0)
-        file.truncate()
-        file.write(f"{os.getpid()}\n{Process.current().token}\n")
-        file.flush()
+        # Written after it is won: the content is never another's (CVE-2025-68146). Over what is there, which
+        # needs no room; a full disk that has none keeps nobody from making some: what counts is the lock.
+        content = f"{os.getpid()}\n{Process.current().token}\n".encode()
+        with suppress(OSError):
+            os.pwrite(file.fileno(), content, 0)
+            os.ftruncate(file.fileno(), len(content))
         # A worker that outlives its daemon must not hold its place.
         # Weakly: Python 3.9.2 (Debian 11) crashes at its exit over a file that it still holds for this.
         reference, owner = weakref.ref(file), os.getpid()

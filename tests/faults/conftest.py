@@ -6,14 +6,17 @@ Every run tries a selection; `scripts/test --faults` sets BESOM_FAULTS=all and t
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
+from pathlib import Path
 from typing import Callable, Protocol
 
 import pytest
 
-from ..host.conftest import hold, host, mount, pytest_runtest_setup
+from ..host.conftest import Mount, besom, full_image, hold, host, mount, pytest_runtest_setup
+from .disk import make_ext4
 
-__all__ = ["hold", "host", "mount", "pytest_runtest_setup"]
+__all__ = ["besom", "full_image", "hold", "host", "mount", "pytest_runtest_setup"]
 
 ALL = os.environ.get("BESOM_FAULTS") == "all"
 
@@ -26,6 +29,20 @@ class Tried(Protocol):
 @pytest.fixture
 def tried(record_property: Callable[[str, object], None]) -> Tried:
     return lambda what, count=1: record_property(f"tried: {what}", count)
+
+
+@pytest.fixture
+def ground(tmp_path: Path, mount: Mount) -> Path:
+    """Where a matrix has its areas: an ext4 in memory, since an fsync of each of them waits for the disk."""
+    if os.geteuid() or not shutil.which("mkfs.ext4"):
+        return tmp_path
+    return make_ext4(mount(tmp_path / "memory", "-t", "tmpfs", "tmpfs"), tmp_path / "ground", mount)
+
+
+def pytest_sessionfinish() -> None:
+    from .operations import SERVERS
+
+    SERVERS.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -14,6 +14,15 @@ from ..host.conftest import Mount, need, unmount
 OPTIONS = "loop,noauto_da_alloc,commit=600"
 
 
+def make_ext4(memory: Path, at: Path, mount: Mount) -> Path:
+    """A new ext4 of 128 MiB, mounted there, in a file below memory."""
+    image = memory / "ground"
+    with image.open("wb") as stream:
+        stream.truncate(128 * 1024**2)
+    subprocess.run(["mkfs.ext4", "-qF", image], check=True)
+    return mount(at, "-o", "loop", image)
+
+
 class Disk:
     """An ext4 in a file on tmpfs. The file at any moment is what a power cut at that moment leaves."""
 

@@ -221,6 +221,8 @@ def test_info_shows_usage_and_who_holds_the_store(host: Path) -> None:
     gems, envs = found["stores"]
     assert (gems["entries"], gems["bytes"], gems["holder"]["pid"]) == (4, 163840, pid)
     assert (envs["entries"], envs["holder"]) == (3, None)
+    # Nobody has kept house here so far.
+    assert (gems["walked"], gems["reconcile_due"]) == (None, None)
     assert found["temps"][0]["stale"]["entries"] == 1
     assert f"pid {pid}" in text
     assert "160.0 KiB" in text

@@ -224,6 +224,16 @@ def test_a_file_that_takes_long_is_read_or_refused_in_time(tmp_path: Path, text:
     assert all(len(sentence) < 1000 for sentence in config.sentences)
 
 
+def test_how_long_an_index_may_stand_for_a_walk_is_a_duration_and_zero_is_never(tmp_path: Path) -> None:
+    assert load(write(tmp_path, {}), {}).reconcile == 86400
+    assert load(write(tmp_path, {"daemon": {"reconcile": "7d"}}), {}).reconcile == 7 * 86400
+    assert load(write(tmp_path, {"daemon": {"reconcile": 0}}), {}).reconcile == 0
+    assert load(write(tmp_path, {}), {"BESOM_RECONCILE": "90m"}).reconcile == 5400
+    config = read(write(tmp_path, "daemon:\n  interval: 1h\n  reconcile: often\n"), {"BESOM_RECONCILE": "-1"})
+    assert config.reconcile == 86400
+    assert [(problem.line, problem.in_file) for problem in config.problems] == [(3, True), (0, False)]
+
+
 @pytest.mark.parametrize(("text", "status"), [("temps: []", 0), ("temps: {}\nshops: 1", 2), ("temps: [", 2)])
 def test_config_check_names_every_problem_with_its_line(tmp_path: Path, text: str, status: int) -> None:
     file = write(tmp_path, text)

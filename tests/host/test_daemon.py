@@ -69,6 +69,45 @@ def test_an_idle_daemon_is_small(host: Host) -> None:
     assert int(resident.split()[1]) < 40 * 1024
 
 
+def test_a_store_that_does_not_change_is_not_read_again(host: Host) -> None:
+    log = host.path / "besom.log"
+    host.configure(log={"format": "json", "file": str(log)})
+    host.fill(2)
+    directories = [host.store / name for name in ("one", "two", "two/three")]
+    for directory in directories:
+        directory.mkdir()
+    before = time.time()
+    host.start()
+    with INotify() as news:
+        names = {news.add_watch(path, flags.ACCESS): path.name for path in [host.store, *directories]}
+
+        def read_by_a_run() -> set[str]:
+            assert host.daemon("trigger").status == host.daemon("wait", "--timeout", "60s").status == 0
+            # A parent is told of its children as well, by name.
+            return {names[event.wd] for event in news.read(timeout=0) if not event.name}
+
+        # What was just made is read until its time stamps tell it from what is made now.
+        deadline = time.monotonic() + PATIENCE_S
+        while read_by_a_run():
+            assert time.monotonic() < deadline
+        (host.store / "two/three/new").write_bytes(b"x")
+        assert read_by_a_run() == {"three"}
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    idle = [event for event in told if event["event"] == "prune_idle"]
+    assert [event["measured"] for event in idle] == ["walk"] + ["index"] * (len(idle) - 1)
+    assert idle[-1]["entries_after"] == 3
+    (index,) = host.state_dir.glob("index-*")
+    assert index.stat().st_mode & 0o777 == 0o600
+    (store,) = host.besom("info")["stores"]
+    assert before <= store["walked"] <= time.time()
+    assert store["reconcile_due"] == pytest.approx(store["walked"] + 86400)
+    host.configure(daemon={"reconcile": 0}, log={"format": "json", "file": str(log)})
+    assert host.daemon("reload").status == 0
+    assert host.daemon("trigger").status == host.daemon("wait", "--timeout", "60s").status == 0
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["measured"] for event in told if event["event"] == "prune_idle"][-1] == "walk"
+
+
 def test_status_tells_all_there_is_to_know(host: Host) -> None:
     host.fill(4)
     before = time.time()

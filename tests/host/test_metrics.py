@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from besom.report import Report
+from besom.report import STATVFS, Report
 from besom_host.metrics import FAMILIES, Metrics
 
 from .conftest import need
@@ -75,6 +75,17 @@ def test_the_file_is_as_the_collector_wants_it_and_replaced_whole(tmp_path: Path
     assert os.listdir(tmp_path) == ["besom.prom"]
     assert 'besom_removed_entries_total{operation="prune",store="gems"} 4\n' in path.read_text()
     assert 'besom_usage_bytes{operation="prune",store="gems"} 7\n' in path.read_text()
+
+
+def test_what_nobody_has_looked_at_has_no_figures(tmp_path: Path) -> None:
+    path = tmp_path / "besom.prom"
+    everything().write(str(path), [("prune", "gems")])
+    metrics = Metrics()
+    metrics.of_report("prune", "gems", Report("prune", "/srv/gems", measured=STATVFS), 1e9, None)
+    metrics.write(str(path), [("prune", "gems")])
+    values = [line.split("{")[0] for line in path.read_text().splitlines() if 'store="gems"' in line]
+    assert not {"besom_usage_bytes", "besom_entries", "besom_anomalies"} & set(values)
+    assert {"besom_over_limit", "besom_last_success_timestamp_seconds"} <= set(values)
 
 
 def test_what_is_configured_no_longer_is_forgotten(tmp_path: Path) -> None:

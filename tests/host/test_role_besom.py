@@ -105,7 +105,12 @@ def test_besom_understands_its_configuration(written: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     values = yaml.safe_load(path.read_text())
     assert values["stores"] == VARIABLES["besom_stores"]
-    assert values["daemon"] == {"interval": "30m", "drain_timeout": "1.5m", "state_dir": "/run/besom/here"}
+    assert values["daemon"] == {
+        "interval": "30m",
+        "reconcile": "24h",
+        "drain_timeout": "1.5m",
+        "state_dir": "/run/besom/here",
+    }
     assert values["metrics"] == {"textfile": "/var/lib/prometheus/besom.prom"}
     assert values["log"] == {
         "format": "clef",

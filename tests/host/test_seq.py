@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import signal
@@ -230,7 +231,10 @@ def test_half_a_line_of_a_full_disk_spoils_no_other(tmp_path: Path, monkeypatch:
     shipper.close(0)
     found = sorted((tmp_path / "seq").iterdir())
     assert "".join(file.read_text() for file in found) == "first\nthird\n"
-    assert ("seq_dropped", {"events": 1, "reason": "the buffer cannot be written"}) in told.queue
+    assert (
+        "seq_dropped",
+        {"events": 1, "reason": f"the buffer cannot be written: {os.strerror(errno.ENOSPC)}"},
+    ) in told.queue
 
 
 def test_short_commands_lose_nothing_while_the_server_is_away(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from http.client import HTTPException
 from typing import Any
 
 import pytest
@@ -140,6 +141,25 @@ def test_one_whose_answer_has_no_sure_end_is_not_kept(head: str) -> None:
         assert read(connections, url) == b""
         assert read(connections, url) == b"second"
         assert len(clients) == 2
+
+
+def test_fields_go_on_in_the_next_line_and_what_is_none_is_passed_over() -> None:
+    connections = Connections(PATIENCE_S)
+    odd = "Content-Length : 3\nnonsense\n goes on\nwarning: one,\n\t two\nWarning: three\n: 4\n"
+    with scripted(f"{OK}{odd}CONTENT-LENGTH:5 \n\nfirst", SECOND) as (url, clients):
+        with connections(url) as response:
+            assert response.headers.get_all("Warning") == ["one, two", "three"]
+            assert response.headers.get("warning") == "one, two"
+            assert response.headers.get("ETag") is None
+            assert response.read() == b"first"
+        assert read(connections, url) == b"second"
+        assert len(clients) == 1
+
+
+@pytest.mark.parametrize("head", ["HTTP/2 200 OK\n", "ICY 200 OK\n", "HTTP/1.1 OK\n", "\n"])
+def test_what_is_no_answer_of_http_is_an_error(head: str) -> None:
+    with scripted(f"{head}Content-Length: 0\n\n") as (url, _clients), pytest.raises(HTTPException):
+        Connections(PATIENCE_S)(url)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

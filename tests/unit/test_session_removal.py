@@ -394,10 +394,10 @@ def test_a_session_that_cannot_be_verified_in_the_trash_is_put_back(
     def refused(remover: Any) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    def some(source: int, target: int, name: str, is_dir: bool) -> None:
+    def some(source: int, trash: str, target: int, name: str, is_dir: bool) -> None:
         if name == stuck:
             raise OSError(errno.EIO, "Input/output error")
-        put_back(source, target, name, is_dir)
+        put_back(source, trash, target, name, is_dir)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SessionRemover, "_enter", refused)

@@ -261,6 +261,50 @@ def test_a_changed_tree_whose_name_was_taken_meanwhile_is_kept_under_another(
     assert area.files() == {f"{name}/new", f"{kept}/data", f"{kept}/more"}
 
 
+@pytest.mark.parametrize("kind", ["symlink", "file", "fifo"])
+def test_what_was_put_in_the_place_of_a_tree_before_it_is_moved_keeps_its_name(
+    saboteur: Any, area: Any, kind: str
+) -> None:
+    area.tree("victim", days=5)
+    found = look(str(area.path), "victim")
+
+    def exchange_it() -> None:
+        os.rename(area.at("victim"), area.at("aside"))
+        if kind == "symlink":
+            os.symlink("aside", area.at("victim"))
+        elif kind == "file":
+            area.file("victim")
+        else:
+            os.mkfifo(area.at("victim"))
+
+    with saboteur.before(0, exchange_it, "os.rename") as acted:
+        removal = remove(str(area.path), "victim", found)
+        assert acted()
+    assert removal.blocked is not None
+    assert (removal.blocked.path, removal.blocked.reason) == (area.at("victim"), CHANGED)
+    assert sorted(os.listdir(area.path)) == ["aside", "victim"]
+
+
+def test_a_name_that_is_taken_while_a_changed_tree_is_put_back_is_not_lost_either(
+    saboteur: Any, area: Any
+) -> None:
+    area.tree("victim", days=5)
+    found = look(str(area.path), "victim")
+
+    def write_and_take_the_name_late() -> None:
+        area.file("victim/more")
+        saboteur.then("os.rename", lambda: area.tree("victim", files={"new": 1}))
+
+    with saboteur.before(0, write_and_take_the_name_late, "os.rename") as acted:
+        removal = remove(str(area.path), "victim", found)
+        assert acted()
+    assert removal.blocked is not None
+    assert removal.blocked.reason == CHANGED
+    kept = os.path.basename(removal.blocked.path)
+    assert ".besom-kept-" in kept
+    assert area.files() == {"victim/new", f"{kept}/data", f"{kept}/more"}
+
+
 def test_a_write_before_the_removal_begins_is_noticed_wherever_it_is(saboteur: Any, area: Any) -> None:
     area.tree("victim", days=5, files={"a/b/c": 1})
     found = look(str(area.path), "victim")
