@@ -26,7 +26,7 @@ import pytest
 from ..host.conftest import Mount, need, unmount, wait_for_mount
 
 MiB = 1024**2
-# Size of the image; how it is made and mounted; whether a cut may lose some of what was not flushed: XFS itself
+# Size of the image; how it is made and mounted; whether a cut loses some of what was not flushed: XFS itself
 # cannot be mounted after some of these. No early allocation at a rename helps who forgets an fsync.
 KINDS = {
     "ext4": (64 * MiB, ["mkfs.ext4", "-qF", "-E", "nodiscard"], "noauto_da_alloc,commit=1", True),
