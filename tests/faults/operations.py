@@ -465,13 +465,13 @@ def set_flag(path: Path) -> None:
 # A whole round: sweep, prune, log, metrics, status.
 
 
-def make_house(path: Path) -> None:
+def make_house(path: Path, layout: str = "trees") -> None:
     for name in ("store", "temps", "log", "metrics", "state"):
         (path / name).mkdir(mode=0o755)
-    make_entries(path / "store", trees=True)
+    make_entries(path / "store", trees=layout == "trees")
     make_temps(path / "temps")
     values = {
-        "stores": [{"name": "store", "path": str(path / "store"), "layout": "trees", "max_entries": KEPT}],
+        "stores": [{"name": "store", "path": str(path / "store"), "layout": layout, "max_entries": KEPT}],
         "temps": [{"path": str(path / "temps")}],
         "daemon": {"state_dir": str(path / "state")},
         "log": {"format": "clef", "file": str(path / "log" / "besom.clef")},
@@ -484,15 +484,23 @@ def keep(path: Path) -> None:
     config = read(str(path / "besom.yml"), {})
     log.configure(config)
     try:
-        outcome = keep_house(config, Run(lock_timeout=0.0), "once").outcome
+        outcome = keep_house(config, config.remember(Run(lock_timeout=0.0)), "once").outcome
     finally:
         log.close()
     fail(outcome.status, outcome.messages)
     tell(path / "state")
 
 
-def house_wrong(path: Path) -> str:
-    wrong = entries_wrong(path / "store", trees=True) or temps_wrong(path / "temps")
+def make_remembered(path: Path) -> None:
+    """A round has left an index of the store, and since then there is more in it."""
+    make_house(path, "files")
+    keep(path)
+    assert list((path / "state").glob("index-*"))
+    make_entries(path / "store", trees=False)
+
+
+def house_wrong(path: Path, trees: bool = True) -> str:
+    wrong = entries_wrong(path / "store", trees) or temps_wrong(path / "temps")
     text = path / "metrics" / "besom.prom"
     if text.exists() and not text.read_text().endswith("\n"):
         return "the metrics are torn"
@@ -661,6 +669,9 @@ OPERATIONS = {
         lambda path: (
             os.listdir(path) == ["daemon.pid"] and (path / "daemon.pid").read_text().count("\n") == 2
         ),
+        full=True,
+        # The place counts, not what its file says.
+        told=True,
     ),
     "write metrics": Operation(
         count_drain,
@@ -678,4 +689,7 @@ OPERATIONS = {
         lambda path: os.listdir(path) == ["besom-drain"],
     ),
     "keep house": Operation(make_house, keep, house_wrong, house_done),
+    "keep house by the index": Operation(
+        make_remembered, keep, partial(house_wrong, trees=False), house_done
+    ),
 }
