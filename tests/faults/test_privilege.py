@@ -198,7 +198,7 @@ def make(store: Path, place: Place, operation: str) -> dict[str, list[Path]]:
 
 
 @pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("operation", OPERATIONS if ALL else ["files", "trees", "sessions", "sweep"])
+@pytest.mark.parametrize("operation", OPERATIONS if ALL else ["files", "trees"])
 def test_all_that_the_kernel_allows_and_not_a_name_more(
     place: Path, tried: Tried, actor: str, operation: str
 ) -> None:
