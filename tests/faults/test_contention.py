@@ -398,9 +398,9 @@ def test_the_proof_reads_what_several_processes_did_at_once(tmp_path: Path) -> N
     )
     record = read(recording, Path("/store"))
     assert [(hold.pid, hold.began, hold.ended) for hold in record.holds] == [
-        (10, pytest.approx(100.2), 101.1),
-        (11, pytest.approx(101.7), 101.9),
-        (13, pytest.approx(101.92), 101.95),
+        (10, 100.4, 101.1),
+        (11, 101.8, 101.9),
+        (13, 101.95, 101.95),
     ]
     assert [change.lineage for change in record.changes] == [(12, 10), (12, 10), (11,), (10,)]
     (late,) = violations([record])
