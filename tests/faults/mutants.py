@@ -28,6 +28,7 @@ MUTANTS: dict[str, tuple[Any, str, str]] = {
     "root taken for all-powerful": (tree.sticky_forbids, "_has_fowner(os.getpid())", "True"),
     "the owner forgotten": (tree.sticky_forbids, "(directory.st_uid, st.st_uid)", "(-1, -2)"),
     "lock skipped": (locks.try_flock, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+    "proof of the lock skipped": (locks.prove_flock, "if try_flock(second):", "if False:"),
 }
 
 

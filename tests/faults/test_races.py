@@ -24,7 +24,7 @@ from .race import ATTACKS, OPERATIONS
 
 TOP = Path(__file__).parents[2]
 # So much at least for each pair of an operation and an attack.
-RUNS, SWAPS = (40, 4000) if ALL else (4, 500)
+RUNS, SWAPS = (25, 4000) if ALL else (4, 500)
 # A machine that is busy with other tests has that long for one pair.
 SECONDS = 240.0
 BESOM = [name for name in OPERATIONS if OPERATIONS[name]]

@@ -7,6 +7,7 @@ Proved by what strace recorded of each of their processes; the same proof finds 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +25,14 @@ from pathlib import Path
 import pytest
 from inotify_simple import INotify, flags
 
+from besom_host.state import StateDir
+
+from ..host.conftest import need
+from ..host.host import BESOM, DAY, PATIENCE_S, Host
+from ..host.mirror import Mirror, serve
 from ..modules.play import Play, Result
-from .conftest import need
+from .conftest import ALL, Tried
 from .holds import Record, read, recorder, violations
-from .host import BESOM, DAY, PATIENCE_S, Host
 
 ACTORS = ("first daemon", "second daemon", "housekeep", "prune", "playbook")
 MOST, MORE, FILES = 4, 6, 5
@@ -125,6 +131,14 @@ class Crowd:
                 play.add(f"prune/{number}", "cache_prune", {"path": str(self.store), **limits})
             results += play.run().values()
         return results
+
+    def had_a_turn(self, name: str) -> bool:
+        """Whether a process has come to a good end of its work, which it did under the lock."""
+        host, _space, daemon = name.partition(" ")
+        if daemon:
+            return bool(StateDir(str(self.hosts[host].state_dir)).observe().runs)
+        statuses = self.path / name / "statuses"
+        return statuses.exists() and "0" in statuses.read_text().split()
 
     def read(self, actor: str = "") -> list[Record]:
         return [read(path, self.store) for path in sorted(self.records.glob(f"{actor}*"))]
@@ -230,6 +244,119 @@ def test_of_many_at_once_never_two_change_a_store(tmp_path: Path, store: Path, r
     assert [sentence for sentence in refusals if not honest.fullmatch(sentence)] == []
 
 
+# How many of each kind, and for how long at least.
+CROWD = {"housekeep": 4, "prune": 8, "shell": 6, "threads": 2, "sync": 4, "install": 4}
+OWN_TEMP = re.compile(
+    r'unlinkat\(\d+<[^>]*>, "\.[^/"]+\.[0-9a-f]{16}\.part", 0\) at [\d.]+ without the lock$'
+)
+LASTING_S = 150.0 if ALL else 5.0
+# Under its lock, as any script may: the oldest tree goes.
+SHELL = 'cd "$1" && for one in ready*; do [ ! -d "$one" ] || rm -r "$one"; break; done'
+# One process whose threads keep house each for itself.
+THREADS = """
+import os, sys, threading
+from besom.policy import Policy, Store
+from besom.prune import Request, prune
+from besom.run import Run
+request = Request(Store(sys.argv[1], "trees", Policy(max_entries=int(sys.argv[2]))))
+def work():
+    for _ in range(3):
+        prune(request, Run(lock_timeout=300))
+threads = [threading.Thread(target=work) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def words_of(kind: str, number: int, crowd: Crowd, mirror: Mirror) -> list[object]:
+    """The command of one of many that is begun again and again."""
+    store, config = crowd.store, ["--config", os.devnull, "--lock-timeout", ("60s", "0")[number % 2]]
+    if kind == "housekeep":
+        return [*crowd.hosts["cron"].command("housekeep", "--lock-timeout", "60s")]
+    if kind == "prune":
+        return [*BESOM, "prune", store, "--layout", "trees", "--max-entries", MOST, *config]
+    if kind == "shell":
+        return ["flock", store, "sh", "-c", SHELL, "sh", store]
+    if kind == "threads":
+        return [sys.executable, "-c", THREADS, store, MOST]
+    if kind == "sync":
+        manifest = crowd.path / f"manifest{number}.json"
+        mirror.add(f"/file{number}", b"x")
+        artifact = {"url": f"{mirror.url}/file{number}", "dest": f"synced{number}/file"}
+        manifest.write_text(json.dumps({"store": str(store), "artifacts": [artifact]}))
+        return [*BESOM, "sync", manifest, *config]
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name in range(FILES):
+            archive.addfile(tarfile.TarInfo(f"{name}"))
+    mirror.add(f"/{number}.tar.gz", stream.getvalue())
+    return [
+        *BESOM,
+        "install",
+        f"{mirror.url}/{number}.tar.gz",
+        "--into",
+        store,
+        "--name",
+        f"installed{number}",
+        *config,
+    ]
+
+
+def test_dozens_at_once_never_two_change_a_store(
+    tmp_path: Path, store: Path, records: Path, tried: Tried
+) -> None:
+    """More of everything, also of what publishes, until all of them had a turn."""
+    crowd, made = Crowd(tmp_path, store, records), iter(range(10**6))
+    counts = CROWD if ALL else dict.fromkeys(CROWD, 1)
+    daemons = [crowd.hosts[name] for name in ("first", "second")]
+    fill(store, made)
+    with contextlib.ExitStack() as stack:
+        mirror = stack.enter_context(serve())
+        news = stack.enter_context(INotify())
+        news.add_watch(store, flags.MOVED_FROM | flags.DELETE)
+        stack.callback(crowd.over.touch)
+        processes = {f"{name} daemon": crowd.daemon(name) for name in ("first", "second")}
+        for kind, count in counts.items():
+            for number in range(count):
+                name = f"{kind}{number}"
+                processes[name] = crowd.loop(name, *words_of(kind, number, crowd, mirror))
+        for process in processes.values():
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        for host in daemons:
+            stack.callback(host.close)
+            host.until(lambda now: now["pid"])
+        began = time.monotonic()
+        left = set(processes)
+        while left or time.monotonic() < began + LASTING_S:
+            news.read(timeout=500)
+            assert time.monotonic() < began + LASTING_S + 5 * PATIENCE_S, f"these have no turn: {left}"
+            fill(store, made)
+            left = {name for name in left if not crowd.had_a_turn(name)}
+            for host in daemons:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(host.daemon_pid(), signal.SIGUSR1)
+        crowd.over.touch()
+        for host in daemons:
+            assert host.daemon("stop").status == 0
+        for name, process in processes.items():
+            assert process.wait(3 * PATIENCE_S) == 0, name
+
+    found = crowd.read()
+    assert [one.name for one in found if not one.holds] == []
+    # What is fetched or unpacked is under its own lock, beside the store's, until it is published.
+    assert [one for one in violations(found) if not OWN_TEMP.search(one)] == []
+    for path in store.iterdir():
+        expected = 1 if path.name.startswith("synced") else FILES
+        assert len([one for one in path.iterdir() if one.name.isdigit() or one.name == "file"]) == expected
+    statuses = [word for path in tmp_path.glob("*/statuses") for word in path.read_text().split()]
+    assert set(statuses) <= {"0", "75"}
+    assert "Traceback" not in "".join(path.read_text() for path in tmp_path.glob("*/errors"))
+    tried("contention: processes that took turns on one store", len(statuses) + len(daemons))
+    tried("contention: holds recorded, of which no two overlap", sum(len(one.holds) for one in found))
+    tried("contention: changes, each in a hold of its own", sum(len(one.changes) for one in found))
+
+
 def test_the_proof_finds_one_that_thinks_it_has_the_lock(store: Path, records: Path) -> None:
     """Its first flock(2) is answered by strace and not by the kernel, while another really holds the lock."""
     fill(store, iter(range(99)))
@@ -279,9 +406,9 @@ def test_the_proof_reads_what_several_processes_did_at_once(tmp_path: Path) -> N
     )
     record = read(recording, Path("/store"))
     assert [(hold.pid, hold.began, hold.ended) for hold in record.holds] == [
-        (10, pytest.approx(100.2), 101.1),
-        (11, pytest.approx(101.7), 101.9),
-        (13, pytest.approx(101.92), 101.95),
+        (10, 100.4, 101.1),
+        (11, 101.8, 101.9),
+        (13, 101.95, 101.95),
     ]
     assert [change.lineage for change in record.changes] == [(12, 10), (12, 10), (11,), (10,)]
     (late,) = violations([record])

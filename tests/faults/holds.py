@@ -28,7 +28,8 @@ def recorder(to: Path) -> list[str]:
 class Hold:
     """One process's hold of the writer lock, in epoch seconds: it surely held it all that time.
 
-    It begins when the call that won it has returned, and ends when that which gives it up begins.
+    It begins with the first call after that which won it, and ends when that which gives it up begins: the
+    time between is told of a call's begin, and of its length without what strace itself takes in it.
     """
 
     pid: int
@@ -63,6 +64,7 @@ def read(recording: Path, store: Path) -> Record:
     record = Record(recording.name)
     parents: dict[int, int] = {}
     holding: dict[tuple[int, str], Hold] = {}
+    just_won: dict[int, Hold] = {}
     changes: list[tuple[int, Change]] = []
     with recording.open() as lines:
         for line in _whole(lines):
@@ -70,6 +72,8 @@ def read(recording: Path, store: Path) -> Record:
             if match is None:
                 continue
             pid, began = int(match["pid"]), float(match["at"])
+            if pid in just_won:
+                just_won.pop(pid).began = began
             # The kernel gives the lock up between the call and what strace says of the end.
             if match["call"] in (None, "exit_group"):
                 for key in [key for key in holding if key[0] == pid]:
@@ -85,6 +89,7 @@ def read(recording: Path, store: Path) -> Record:
             elif match["call"] == "flock" and f"<{store}>, LOCK_EX" in arguments:
                 holding[pid, descriptor] = Hold(pid, ended)
                 record.holds.append(holding[pid, descriptor])
+                just_won[pid] = holding[pid, descriptor]
             elif match["call"] in ("flock", "close"):
                 if (pid, descriptor) in holding:
                     holding.pop((pid, descriptor)).ended = began
