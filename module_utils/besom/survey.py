@@ -239,7 +239,6 @@ class Survey:
         doubtful = self._hidden_links(found)
         if doubtful:
             return doubtful
-        self._changed = self._changed or not all(alive)
         self._settle_links()
         usage, entries, oldest, newest = (list(compress(index.rows[name], alive)) for name in _SUMS[:4])
         found.usage, found.entries = sum(usage) + index.shared, sum(entries)
