@@ -133,7 +133,11 @@ class IndexFile:
         listed = mounts()
         mount = next((one for one in listed if one.id == root.mnt_id), None)
         read_only = os.fstatvfs(root.fd).f_flag & _ST_RDONLY
-        if run.index_dir and mount and mount.fstype in FILE_SYSTEMS and not read_only:
+        known = mount is not None and mount.fstype in FILE_SYSTEMS
+        if mount and mount.fstype == "overlay" and store.layout != "files":
+            # Files may be on another device than their directory, which only a reading of files looks at.
+            known = False
+        if run.index_dir and known and not read_only:
             inside = root.real + "/"
             below = [[one.id, os.fsencode(one.path).hex()] for one in listed if one.path.startswith(inside)]
             self.subject = {
@@ -143,6 +147,7 @@ class IndexFile:
                 "user": os.geteuid(),
                 "boot": boot_id(),
                 "mounts": below,
+                "lists_inodes": mount is not None and mount.fstype != "overlay",
             }
 
     def load(self) -> Index | None:

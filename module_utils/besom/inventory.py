@@ -33,6 +33,7 @@ from .tree import (
     Measure,
     MountPoint,
     Shared,
+    Sums,
     can_write,
     flags_forbid,
     in_range,
@@ -62,27 +63,6 @@ class _Link:
 
 
 @dataclass
-class Sums:
-    """What one directory of a store of files comes to, without those below it.
-
-    usage: bytes of the inodes with one link; entries; oldest, newest: keys (ns); low, high: the inode
-    numbers of all that was looked at, its own among them; shared: device, inode and bytes of each name of
-    an inode with several links; settled: all this stays as long as mtime and ctime of the directory do, but
-    for locks.
-    """
-
-    own: os.stat_result
-    usage: int = 0
-    entries: int = 0
-    oldest: int = YOUNGEST
-    newest: int = OLDEST
-    low: int = 0
-    high: int = 0
-    shared: list[tuple[int, int, int]] = field(default_factory=list)
-    settled: bool = False
-
-
-@dataclass
 class Reading:
     """A store of files that is being read. scan() reads the directory where the cursor stands; stand() only
     notes that it stands there. Its sums are in sums then."""
@@ -95,13 +75,19 @@ class Reading:
 
 
 class Companion(Protocol):
-    """Who goes along a walk through a store of files, and knows what need not be read again."""
+    """Who goes along a walk through a store, and of one of files knows what need not be read again."""
 
     def scan(self, reading: Reading) -> list[str]:
         """Scan the directory at hand, or stand in it; the subdirectories to enter."""
 
     def refused(self, depth: int, error: OSError) -> None:
         """A directory could not be read, or entered from where the cursor stands, at that depth."""
+
+    def note(self, cursor: Cursor, sums: Sums) -> None:
+        """Of trees and sessions: the directory where the cursor stands was read; its sums but for bytes."""
+
+    def cover(self, inode: int) -> None:
+        """Of trees and sessions: an inode directly in the root."""
 
 
 @dataclass
@@ -151,7 +137,9 @@ class Inventory:
     anomalous: int = 0
     pending: dict[str, Pending] = field(default_factory=dict)
     listed: int = 0
-    # Of layouts trees and sessions: the inodes with several links in each entry that has such.
+    # Of layouts trees and sessions: whether all this stays as long as mtime and ctime of the directories do,
+    # but for locks; and the inodes with several links in each entry that has such.
+    settled: bool = True
     shared: dict[str, Shared] = field(default_factory=dict)
 
     def chain(self, directory: int) -> list[int]:
@@ -405,7 +393,8 @@ def read_files(
         sums.usage, sums.entries, sums.oldest, sums.newest = usage, entries, oldest, newest
         sums.low, sums.high = low, high
         noted -= found.kept.total + found.anomalies.total
-        sums.settled = not (noted or forbidden or (sticky and others) or strange or gone)
+        trash = not depth and found.trash
+        sums.settled = not (noted or forbidden or (sticky and others) or strange or gone or trash)
         run.progress("scan", found.entries, 0)
         return subdirs
 
@@ -443,11 +432,12 @@ def read_trees(
     grace: int = YOUNGEST,
     thorough: bool = False,
     whole: bool = False,
+    companion: Companion | None = None,
 ) -> Inventory:
     """The inventory of layout `trees`: each directory in the root, whole.
 
-    Parameters as in read_files; thorough as in tree.measure. What else is in the root counts as
-    usage and is never an entry.
+    Parameters as in read_files, where the companion is told of all directories; thorough as in
+    tree.measure. What else is in the root counts as usage and is never an entry.
     """
     found, forecast = Inventory(root, by_mtime=False), run.forecast
     found.anomalies.cap = ALL if whole else CAP
@@ -456,10 +446,14 @@ def read_trees(
 
     writable = can_write(root.fd)
     sticky = os.fstat(root.fd)
+    found.settled = writable and not (sticky.st_mode & stat.S_ISVTX and os.geteuid())
+    note = companion.note if companion is not None else None
+    if note is not None:
+        note(cursor, Sums(sticky, low=sticky.st_ino, high=sticky.st_ino, settled=True))
     gone = forecast.names.get(root.ident, ())
     with os.scandir(root.fd) as names:
         children = [entry.name for entry in names if entry.is_dir(follow_symlinks=False)]
-    _count_loose(found, cursor, {*children, *gone})
+    _count_loose(found, cursor, {*children, *gone}, companion)
     for name in children:
         run.shutdown.check(f"reading {printable(root.path)}")
         if name in gone or not found.is_entry(name):
@@ -470,8 +464,10 @@ def read_trees(
             found.refused(cursor.path(name), error)
             continue
         own = os.fstat(cursor.fd)
-        one = measure(cursor, table, thorough)
+        one = measure(cursor, table, thorough, note)
         cursor.rise(0)
+        # Whether it is noted goes by its age, which no index follows.
+        found.settled = found.settled and not one.blocked and not SWAP.fullmatch(name)
         found.entries += 1
         found.count_usage(one)
         run.progress("scan", found.entries, 0)
@@ -509,7 +505,9 @@ def read_trees(
     return found
 
 
-def _count_loose(found: Inventory, cursor: Cursor, others: set[str]) -> None:
+def _count_loose(
+    found: Inventory, cursor: Cursor, others: set[str], companion: Companion | None = None
+) -> None:
     """Count as usage what lies in the root of a store of trees and is not one of the others."""
     with os.scandir(cursor.fd) as names:
         for entry in names:
@@ -521,6 +519,8 @@ def _count_loose(found: Inventory, cursor: Cursor, others: set[str]) -> None:
                 st = entry.stat(follow_symlinks=False)
             except OSError:
                 continue
+            if companion is not None:
+                companion.cover(st.st_ino)
             size = st.st_blocks * 512
             if st.st_nlink > 1:
                 # A name that no entry has: by it, the inode stays whatever goes.

@@ -22,13 +22,13 @@ def read_store(
     whole: bool = False,
     companion: Companion | None = None,
 ) -> Inventory:
-    """The inventory of a store open as root; only and companion are for files, thorough for the others."""
+    """The inventory of a store open as root; only is for files, thorough for trees and sessions."""
     order = store.policy.order
     if store.layout == "files":
         return read_files(root, run, order == "lru", horizon, grace, only, whole, companion)
     if store.layout == "trees":
-        return read_trees(root, run, order == "lru", horizon, grace, thorough, whole)
+        return read_trees(root, run, order == "lru", horizon, grace, thorough, whole, companion)
     # 40 ms on a module's arrival.
     from .sessions import read_sessions
 
-    return read_sessions(root, run, order, horizon, grace, thorough, store.group_key, whole)
+    return read_sessions(root, run, order, horizon, grace, thorough, store.group_key, whole, companion)

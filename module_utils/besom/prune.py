@@ -142,7 +142,7 @@ def _goals(request: Request, root: Root, run: Run, found: Inventory, aged: int) 
 def _memory(request: Request, root: Root, run: Run, thorough: bool) -> Memory | None:
     """What is remembered of the store, where a run keeps house by itself and goes by the store's limits."""
     by_itself = run.index_dir and run.reconcile and not (run.dry_run or thorough)
-    if not by_itself or request != Request(request.store) or request.store.layout != "files":
+    if not by_itself or request != Request(request.store):
         return None
     # Nothing that a module should carry.
     from .survey import Memory

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from . import metadata
-from .inventory import ALL, YOUNGEST, Inventory, Pending
+from .inventory import ALL, YOUNGEST, Companion, Inventory, Pending
 from .locks import LockTable
 from .own_names import ORPHAN, OWNED, TREE
 from .report import CAP
@@ -29,6 +29,7 @@ from .tree import (
     Measure,
     MountPoint,
     Shared,
+    Sums,
     can_write,
     file_forbids,
     in_range,
@@ -197,13 +198,17 @@ def _begun(cursor: Cursor, found: Inventory, names: _Names, ids: Collection[str]
 
 
 def look(
-    cursor: Cursor, names: Iterable[tuple[str, bool]], table: LockTable, thorough: bool = False
+    cursor: Cursor,
+    names: Iterable[tuple[str, bool]],
+    table: LockTable,
+    thorough: bool = False,
+    companion: Companion | None = None,
 ) -> tuple[Measure, int, os.stat_result | None]:
     """Measure names (and whether each is a directory) in the directory that cursor stands in, as one.
 
     Returns the measure, a print of their identities (for this process only), and the stat of the first
     name. A file's identity is its device, inode, mtime and size, a directory's that of its measure.
-    thorough as in tree.measure.
+    thorough as in tree.measure; the companion is told of all directories, and what the root covers.
     """
     whole, first = Measure(), None
     own, depth = os.fstat(cursor.fd), cursor.depth
@@ -214,7 +219,7 @@ def look(
             if is_dir:
                 cursor.enter(name)
                 try:
-                    one = measure(cursor, table, thorough)
+                    one = measure(cursor, table, thorough, companion.note if companion else None)
                     st = os.fstat(cursor.fd)
                     if not can_write(cursor.fd):
                         # Moving a directory changes its `..`.
@@ -227,6 +232,8 @@ def look(
                 if name in cursor.mounted and cursor.is_mount(name):
                     raise MountPoint(errno.EXDEV, "is a mount point", name)
                 st = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+                if companion is not None:
+                    companion.cover(st.st_ino)
                 # Metadata is read by whoever lists sessions.
                 whole.add(st, read=first is not None)
                 identity = (name, st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size)
@@ -295,7 +302,11 @@ def _read_metadata(cursor: Cursor, name: str, st: os.stat_result | None) -> byte
 
 
 def sessions(
-    found: Inventory, run: Run, group_key: str = "group", thorough: bool = False, lru: bool = False
+    found: Inventory,
+    run: Run,
+    group_key: str = "group",
+    thorough: bool = False,
+    companion: Companion | None = None,
 ) -> Iterator[Session]:
     """Every session in the store of an inventory, by id, then every blob without metadata.
 
@@ -303,25 +314,30 @@ def sessions(
     """
     root, now = found.root, run.now()
     cursor, table = Cursor(root), LockTable()
+    if companion is not None:
+        own = os.fstat(cursor.fd)
+        companion.note(cursor, Sums(own, low=own.st_ino, high=own.st_ino, settled=True))
     names = _sort_out(cursor, found, run.forecast.names.get(root.ident, ()))
     doing = f"reading {printable(root.path)}"
     for name, is_dir in names.own:
-        found.count_usage(look(cursor, [(name, is_dir)], table)[0])
+        one_own = look(cursor, [(name, is_dir)], table, companion=companion)[0]
+        found.settled = found.settled and not one_own.blocked
+        found.count_usage(one_own)
     for id_, group in groupby(names.rows, key=lambda row: row.partition("/")[0]):
         run.shutdown.check(doing)
         cut = len(id_) + 1
         rows = [row[cut:] for row in group]
         parts = tuple(part for part in rows if part[1:] != JSON)
-        own = names_of(id_, parts)
+        its = names_of(id_, parts)
         if "d" + JSON in rows:
-            own[0] = (own[0][0], True)
-        whole, identity, st = look(cursor, own, table, thorough)
+            its[0] = (its[0][0], True)
+        whole, identity, st = look(cursor, its, table, thorough, companion)
         path = cursor.path(id_ + JSON)
         one = Session(id_, path, parts, whole, identity)
         if st is not None:
             one.inode, one.written = st.st_ino, in_range(st.st_mtime_ns)
         try:
-            data = _read_metadata(cursor, id_ + JSON, None if own[0][1] else st)
+            data = _read_metadata(cursor, id_ + JSON, None if its[0][1] else st)
             read = metadata.parse(data, now, group_key)
             one.created, one.group = read.created, read.group
             if not parts:
@@ -361,20 +377,24 @@ def read_sessions(
     thorough: bool = False,
     group_key: str = "group",
     whole: bool = False,
+    companion: Companion | None = None,
 ) -> Inventory:
     """The inventory of layout `sessions`; order: which of its times is the key of a session.
 
-    horizon, grace, thorough and whole as in read_trees; what was written inside the grace period is young
-    whatever its metadata says. In chunks, a session is named `<id>/<part>/<part>...`.
+    horizon, grace, thorough, whole and companion as in read_trees; what was written inside the grace
+    period is young whatever its metadata says. In chunks, a session is named `<id>/<part>/<part>...`.
     """
     found = Inventory(root, by_mtime=False)
     found.anomalies.cap = ALL if whole else CAP
     writable = can_write(root.fd)
+    found.settled = writable and not os.geteuid()
     linked: list[tuple[int, int, int, int, str, Measure]] = []
     groups: dict[str, int] = {}
     anomalous: Shared = {}
-    for one in sessions(found, run, group_key, thorough):
+    for one in sessions(found, run, group_key, thorough, companion):
         measured = one.measure
+        # Whether it is noted goes by its age, which no index follows.
+        found.settled = found.settled and not measured.blocked
         found.count_usage(measured)
         run.progress("scan", found.entries, 0)
         if one.problem:

@@ -14,16 +14,20 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from time import time_ns
+from typing import Any
 
 from .index import LINKS, NEVER, Index, IndexFile
-from .inventory import YOUNGEST, Inventory, Reading, Sums
+from .inventory import YOUNGEST, Inventory, Reading
 from .layouts import read_store
+from .locks import LockTable
 from .policy import Store
 from .root import Root
 from .run import Run
-from .tree import Moved, in_range
+from .tree import Cursor, Moved, Sums, in_range, walk
+from .units import printable
 
 # Time stamps of a file system may be as coarse as this: a directory that was read so soon after a change
 # may have changed again under the same ones (git's index calls that racy).
@@ -36,10 +40,15 @@ _SUMS = ("usage", "entries", "oldest", "newest", "low", "high")
 _PASSES = 3
 
 
-class Survey:
-    """One way through a store of files with what is remembered of it; companion of inventory.read_files.
+class Changed(Exception):
+    """Something of a store that is known as a whole is not as it was."""
 
-    index: without rows, everything is read. doubted: rows that are read in any case.
+
+class Survey:
+    """One way through a store with what is remembered of it; a companion as the inventory has it.
+
+    index: without rows, everything is read. doubted: rows that are read in any case. Of trees and sessions
+    the row of the root has the sums of all, which stand as long as nothing has changed.
     """
 
     def __init__(self, index: Index, doubted: Iterable[int] = ()) -> None:
@@ -51,6 +60,10 @@ class Survey:
         self._doubt = bytearray(len(index))
         for row in doubted:
             self._doubt[row] = 1
+        # Those in which a lock may be.
+        self._suspect = bytearray(len(index))
+        self._locked: list[int] = []
+        self._lists_inodes = index.subject.get("lists_inodes", False)
         # The children of a row as a list that is linked, the one that was entered last first; 0 ends it.
         self._first = array("I", bytes(4 * len(index)))
         self._next = array("I", bytes(4 * len(index)))
@@ -74,11 +87,13 @@ class Survey:
         else:
             known = 0 if len(index) else -1
             # Locks come and go without a trace in any directory.
-            self._doubt_those(reading.table.on(set(index.rows["device"])), range(len(index)))
+            self._locked = reading.table.on(set(index.rows["device"]))
+            for row in self._may_have(self._locked, range(len(index))):
+                self._suspect[row] = 1
         del self._way[depth:], self._ahead[depth:]
         enter: list[str] = []
         ahead: dict[str, int] = {}
-        if known >= 0 and self._holds(known, os.fstat(cursor.fd)):
+        if known >= 0 and self._holds(known, os.fstat(cursor.fd), cursor):
             reading.stand()
             self._state[known] = _HELD
             here, old = known, list(self._children(known))[::-1]
@@ -113,14 +128,40 @@ class Survey:
         else:
             self._set(self._way[-1], "ctime", NEVER)
 
+    def note(self, cursor: Cursor, sums: Sums) -> None:
+        """Remember a directory of a store of trees or sessions, but for its bytes."""
+        depth = cursor.depth
+        del self._way[depth:]
+        self._way.append(self._note(-1, self._way[-1] if depth else 0, cursor.name, sums))
+
+    def cover(self, inode: int) -> None:
+        """Remember an inode directly in the root of such a store, for the look at its locks."""
+        rows = self.index.rows
+        rows["low"][0], rows["high"][0] = min(rows["low"][0], inode), max(rows["high"][0], inode)
+
+    def sum_up(self, found: Inventory) -> None:
+        """Remember what a store of trees or sessions has come to as a whole."""
+        noted = found.kept.total or found.anomalies.total or found.trash or found.pending
+        if noted or not found.settled or NEVER in self.index.rows["ctime"]:
+            self.failed = True
+            return
+        sums = {"usage": found.usage, "entries": found.entries}
+        if found.oldest is not None and found.newest is not None:
+            sums.update(oldest=found.oldest, newest=found.newest)
+        for name, value in sums.items():
+            self._set(0, name, value)
+
     def _children(self, row: int) -> Iterator[int]:
         row = self._first[row]
         while row:
             yield row
             row = self._next[row]
 
-    def _holds(self, row: int, st: os.stat_result) -> bool:
-        """Whether a directory is as it was when its row was made."""
+    def _holds(self, row: int, st: os.stat_result, cursor: Cursor | None = None) -> bool:
+        """Whether a directory is as it was when its row was made.
+
+        cursor: stands in it, so that it can be listed for locks; without one it is said not to hold then.
+        """
         rows = self.index.rows
         return (
             st.st_ctime_ns == rows["ctime"][row]
@@ -129,17 +170,26 @@ class Survey:
             and st.st_dev == rows["device"][row]
             and stat.S_ISDIR(st.st_mode)
             and not self._doubt[row]
+            and (not self._suspect[row] or (cursor is not None and not self._is_locked(cursor)))
         )
 
-    def _doubt_those(self, inodes: list[int], rows: Iterable[int]) -> list[int]:
-        """Doubt the rows that one of these inodes (sorted) may be in; returns them."""
+    def _is_locked(self, cursor: Cursor) -> bool:
+        """Whether the directory that the cursor stands in, or a name in it, is that of a locked inode."""
+        locked = set(self._locked)
+        # On overlayfs a directory may list another number than stat has.
+        if not self._lists_inodes or cursor.ident[1] in locked:
+            return True
+        os.lseek(cursor.fd, 0, os.SEEK_SET)
+        with os.scandir(cursor.fd) as names:
+            return any(one.inode() in locked for one in names)
+
+    def _may_have(self, inodes: list[int], rows: Iterable[int]) -> list[int]:
+        """The rows that one of these inodes (sorted) may be in."""
         low, high, found = self.index.rows["low"], self.index.rows["high"], []
-        if inodes:
-            for row in rows:
-                place = bisect_left(inodes, low[row])
-                if place < len(inodes) and inodes[place] <= high[row]:
-                    self._doubt[row] = 1
-                    found.append(row)
+        for row in rows if inodes else ():
+            place = bisect_left(inodes, low[row])
+            if place < len(inodes) and inodes[place] <= high[row]:
+                found.append(row)
         return found
 
     def _set(self, row: int, name: str, value: int) -> None:
@@ -158,7 +208,7 @@ class Survey:
                 column.append(0)
             for more in (self._first, self._next, self._was):
                 more.append(0)
-            for flags in (self._state, self._doubt):
+            for flags in (self._state, self._doubt, self._suspect):
                 flags.append(0)
             index.rows["parent"][row] = parent
             self._was[row] = NEVER
@@ -189,7 +239,6 @@ class Survey:
         doubtful = self._hidden_links(found)
         if doubtful:
             return doubtful
-        self._changed = self._changed or not all(alive)
         self._settle_links()
         usage, entries, oldest, newest = (list(compress(index.rows[name], alive)) for name in _SUMS[:4])
         found.usage, found.entries = sum(usage) + index.shared, sum(entries)
@@ -209,7 +258,7 @@ class Survey:
         trusted = (was[row] != NEVER for row in links["row"])
         known = set(compress(zip(links["device"], links["inode"]), trusted)) if found.links else set()
         new = [ident for ident, link in found.links.items() if link.seen < link.links and ident not in known]
-        return self._doubt_those(sorted(inode for _device, inode in new), held)
+        return self._may_have(sorted(inode for _device, inode in new), held)
 
     def _settle_links(self) -> None:
         """Bring the table of links up to date, and count what they hold."""
@@ -283,7 +332,14 @@ class Memory:
             if index is None:
                 return None
             survey = Survey(index, doubted)
-            found = read_store(self._store, self._root, self._run, horizon, grace, companion=survey)
+            if self._store.layout == "files":
+                found = read_store(self._store, self._root, self._run, horizon, grace, companion=survey)
+            else:
+                found = Inventory(self._root)
+                try:
+                    self._compare(survey)
+                except Changed:
+                    return None
             if survey.failed:
                 return None
             more = survey.finish(found)
@@ -293,12 +349,31 @@ class Memory:
             doubted.update(more)
         return None
 
+    def _compare(self, survey: Survey) -> None:
+        """Look whether every directory of a store of trees or sessions is as it was. Raises Changed."""
+        cursor = Cursor(self._root)
+
+        def changed(*_what: object) -> Any:
+            raise Changed
+
+        def stand() -> int:
+            self._run.shutdown.check(f"reading {printable(self._root.path)}")
+            return 0
+
+        reading = Reading(cursor, LockTable(), changed, stand, Sums(os.fstat(self._root.fd)))
+        try:
+            walk(cursor, partial(survey.scan, reading), refused=changed)
+        finally:
+            cursor.rise(0)
+
     def begin(self) -> Survey:
         """What goes along a walk through all of the store."""
         return Survey(Index(self._file.subject, self._run.now()))
 
     def keep(self, survey: Survey, found: Inventory) -> None:
         """Remember what such a walk has found."""
+        if self._store.layout != "files":
+            survey.sum_up(found)
         if self._file.subject and not survey.failed:
             survey.finish(found)
             survey.keep(self._file)

@@ -266,6 +266,27 @@ class Blocked:
 
 
 @dataclass
+class Sums:
+    """What one directory comes to, without those below it.
+
+    usage: bytes of the inodes with one link; entries; oldest, newest: keys (ns); low, high: the inode
+    numbers of all that was looked at, its own among them; shared: device, inode and bytes of each name of
+    an inode with several links; settled: all this stays as long as mtime and ctime of the directory do, but
+    for locks.
+    """
+
+    own: os.stat_result
+    usage: int = 0
+    entries: int = 0
+    oldest: int = LATEST + 1
+    newest: int = EARLIEST - 1
+    low: int = 0
+    high: int = 0
+    shared: list[tuple[int, int, int]] = field(default_factory=list)
+    settled: bool = False
+
+
+@dataclass
 class Measure:
     """A tree as one walk found it, its own directory included.
 
@@ -328,11 +349,17 @@ class Measure:
         link[0] += names
 
 
-def measure(cursor: Cursor, table: LockTable, thorough: bool = False) -> Measure:
+def measure(
+    cursor: Cursor,
+    table: LockTable,
+    thorough: bool = False,
+    note: Callable[[Cursor, Sums], None] | None = None,
+) -> Measure:
     """Measure the tree that cursor stands in, and look through it for what forbids its removal.
 
     table names what is locked. thorough also opens each file to see its immutable and append-only
-    attributes. Never raises for what it finds inside: that is in blocked.
+    attributes. note is told of each directory that was read. Never raises for what it finds inside: that is
+    in blocked.
     """
     found = Measure()
 
@@ -357,6 +384,7 @@ def measure(cursor: Cursor, table: LockTable, thorough: bool = False) -> Measure
             block("", f"is {flags}")
         writable = can_write(fd)
         subdirs = []
+        sums = Sums(own, low=own.st_ino, high=own.st_ino, settled=True)
         with os.scandir(fd) as entries:
             for entry in entries:
                 name = entry.name
@@ -374,12 +402,15 @@ def measure(cursor: Cursor, table: LockTable, thorough: bool = False) -> Measure
                 except FileNotFoundError:
                     continue
                 count(name, st, False)
+                sums.low, sums.high = min(sums.low, st.st_ino), max(sums.high, st.st_ino)
                 if sticky_forbids(own, st):
                     block(name, "belongs to another user, in a sticky directory")
                 if thorough and stat.S_ISREG(st.st_mode):
                     forbids = file_forbids(name, fd)
                     if forbids:
                         block(name, f"is {forbids}")
+        if note is not None:
+            note(cursor, sums)
         return subdirs
 
     def refused(name: str, error: OSError) -> None:

