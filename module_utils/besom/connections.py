@@ -80,7 +80,8 @@ class _Wire(io.RawIOBase):
 def _limit(sock: socket.socket, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("timed out")
+        # What the socket itself raises.
+        raise socket.timeout("timed out")
     # Setting it is a call of the kernel, and most reads are over at once.
     if not left <= (sock.gettimeout() or 0) <= left + _INSTANT_S:
         sock.settimeout(left)
