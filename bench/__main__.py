@@ -93,6 +93,8 @@ def parse() -> argparse.Namespace:
         "bench/RESULTS.md, bench/chart.svg and the table of the README from it",
     )
     options = parser.parse_args()
+    if options.quick and options.record:
+        parser.error("--quick measures nothing that is worth a record")
     options.files = [2_000] if options.quick else options.files or [200_000]
     options.files += [LARGE] * options.large
     options.rounds = 1 if options.quick else options.rounds
@@ -117,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         if options.record and not options.only:
             RESULTS.unlink(missing_ok=True)
         for contest in contests(made, options):
-            table = hold(contest, options.rounds)
+            table = {**hold(contest, options.rounds), "date": machine["date"]}
             # At once, so that a run that is broken off was not for nothing.
             tables.append(table)
             print(markdown(table), end="\n\n", flush=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
+
+from report import plain
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 900, 430, 60, 30, 58
 STYLE = """
@@ -67,5 +68,5 @@ def chart(tables: Sequence[dict[str, Any]]) -> str:
 
 
 def shortened(title: str) -> str:
-    title = re.sub(r" \([^)]*\)|`", "", title)
+    title = plain(title)
     return title if len(title) <= 62 else f"{title[:60]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,13 @@ HEADER = """\
 
 Written by `bench/run --record` from results.json; do not edit. Medians of interleaved rounds on copies of
 the same tree (fixed seed), the file system synced before each; what each contender left was checked every
-time. *ratio* compares wall times (of peak memory: peaks)
-with the last line of a table. *peak* is the largest resident set of any
-one process, or where a table says so of all its processes, shared pages counted once. Only besom removes
-the directories that it emptied, verifies downloads and brings them to the disk.
+time. *ratio* compares wall times (of peak memory: peaks) with the last line of a table. *peak* is the
+largest resident set of any one process, or where a table says so of all its processes, shared pages counted
+once. Only besom removes the directories that it emptied, verifies downloads and brings them to the disk.
 
-![How long besom takes beside the yardsticks](chart.svg)
-"""
+![How long besom takes beside the yardsticks](chart.svg)"""
+# What the title of a table says beside its subject.
+_ASIDE = re.compile(r" \([^)]*\)|`")
 HEAD = ("", "wall", "min to max", "user + sys", "peak", "ratio", "bar")
 Table = dict[str, Any]
 
@@ -60,6 +61,11 @@ def cells(row: Table, unit: str) -> tuple[str, ...]:
     )
 
 
+def plain(title: str) -> str:
+    """A title for who wants no more than the subject."""
+    return _ASIDE.sub("", title)
+
+
 def grid(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
@@ -70,7 +76,7 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 def markdown(table: Table) -> str:
     rounds = f"{table['rounds']} round" + ("s" if table["rounds"] > 1 else "")
     found = [
-        f"**{table['title']}** ({rounds}, load before {table['load']})",
+        f"**{table['title']}** ({table['date']}, {rounds}, load before {table['load']})",
         grid([HEAD, *(cells(row, table["unit"]) for row in table["contenders"])]),
         *table["notes"],
     ]
@@ -109,5 +115,7 @@ def summary(tables: Sequence[Table]) -> str:
                 mine = f"{row['peak_mib']:.1f} MiB"
             theirs = f"{last['peak_mib']:.1f} MiB" if table["compared"] == "peak" else seconds(last["wall_s"])
             beside = f"{last['name']}, {theirs}{per}" if row["ratio"] is not None else ""
-            lines.append((f"{table['title']}; {row['name']}", mine, beside, ratio(row["ratio"]), bars(row)))
+            lines.append(
+                (plain(table["title"]), f"{row['name']}: {mine}", beside, ratio(row["ratio"]), bars(row))
+            )
     return grid(lines)

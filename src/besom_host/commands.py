@@ -14,9 +14,7 @@ from besom.drain_flag import refuse_new_work
 from besom.errors import UsageError
 from besom.fetch import check_url, plain_opener
 from besom.housekeep import Outcome, check_roots, perform
-from besom.info import inspect
 from besom.policy import DEFAULT_OLDER_THAN, LAYOUTS, POLICY_KEYS, Store, Temps, read_store, read_temps
-from besom.preflight import Need, preflight
 from besom.prune import Request, orphans_of, prune
 from besom.report import Report
 from besom.shutdown import Shutdown
@@ -45,6 +43,8 @@ Work = tuple[str, Callable[..., Report]]
 
 
 def preflight_command(options: Namespace, shutdown: Shutdown) -> int:
+    from besom.preflight import Need, preflight
+
     require = parse_size(options.require, "--require") if options.require is not None else 0
     inodes = parse_count(options.inodes, "--inodes") if options.inodes is not None else 0
     needs = []
@@ -158,6 +158,9 @@ def confirmed(text: str, question: str, shutdown: Shutdown) -> bool:
 
 
 def info_command(options: Namespace, shutdown: Shutdown) -> int:
+    # 15 ms that a prune does not need.
+    from besom.info import inspect
+
     config = load(options.config, os.environ)
     stores, temps = chosen(options, config)
     bar = bar_of(options)

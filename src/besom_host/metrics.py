@@ -14,7 +14,6 @@ import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from besom.durable import parts_of, remove_part, write_durably
 from besom.locks import FlockUnsupported, try_flock
 from besom.report import Report
 from besom.root import open_directory
@@ -129,6 +128,9 @@ class Metrics:
 
         areas: (operation, store) of all that is configured; others are forgotten.
         """
+        # 10 ms that a host without metrics does not need.
+        from besom.durable import parts_of, remove_part, write_durably
+
         directory, name = os.path.split(path)
         fd = open_directory(directory)
         try:
