@@ -200,6 +200,26 @@ options:
       - When the time is over the task fails and names the holder.
     type: str
     default: 30s
+  removal:
+    description:
+      - How hard removals may press the host.
+      - Nothing of it changes what goes, only how fast.
+    type: dict
+    suboptions:
+      workers:
+        description:
+          - At most so many threads remove files side by side; V(auto) is as many as pay, and the default.
+          - Where removing waits for the disk they wait together, and more are started while that gets on faster.
+        type: str
+      max_rate:
+        description: At most so many entries go in a second; there is no limit when not given.
+        type: int
+      io_class:
+        description:
+          - Lets the I/O of the removal wait behind that of others, as C(ionice) does. V(idle) waits for everybody.
+          - Only the schedulers bfq and mq-deadline heed it. Where the kernel refuses nothing changes.
+        type: str
+        choices: [best-effort, idle]
 seealso:
   - module: besom.storage.disk_preflight
   - module: besom.storage.stale_temp_sweep
@@ -430,6 +450,7 @@ from ..module_utils.besom_module import (
     GATE,
     LOCK_TIMEOUT,
     REDIS_URL,
+    REMOVAL,
     STORE,
     TEMPS,
     Gate,
@@ -445,6 +466,7 @@ def main() -> None:
             stores=dict(type="list", elements="dict", default=[], options=STORE),
             temps=dict(type="list", elements="dict", default=[], options=TEMPS),
             lock_timeout=LOCK_TIMEOUT,
+            removal=REMOVAL,
             redis_url=REDIS_URL,
             **GATE,
         ),
