@@ -357,16 +357,17 @@ failures_total:
   type: int
   returned: when the work was begun
 bytes_before:
-  description: Usage before, in bytes; null where RV(measured=statvfs).
+  description: Usage before, in bytes; null where RV(measured=statvfs) or RV(measured=part).
   type: int
   returned: when the work was begun
 bytes_after:
-  description: Usage after, in bytes; in check mode what it would be. Null where RV(measured=statvfs).
+  description: Usage after, in bytes; in check mode what it would be. Null where RV(measured=statvfs) or RV(measured=part).
   type: int
   returned: when the work was begun
 measured:
   description:
     - How this is known. V(walk) is that everything was read.
+    - V(part) is what was read before a signal ended it.
     - V(statvfs) is that C(min_free) is the only limit and so much is free, so that nothing was looked at.
       Then usage is null, and what would be kept is not listed.
     - V(index) is that only what has changed was read, which is for the daemon of besom and no module.
