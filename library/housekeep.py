@@ -200,6 +200,26 @@ options:
       - When the time is over the task fails and names the holder.
     type: str
     default: 30s
+  removal:
+    description:
+      - How hard removals may press the host.
+      - Nothing of it changes what goes, only how fast.
+    type: dict
+    suboptions:
+      workers:
+        description:
+          - At most so many threads remove files side by side; V(auto) is as many as pay, and the default.
+          - Where removing waits for the disk they wait together, and more are started while that gets on faster.
+        type: str
+      max_rate:
+        description: At most so many entries go in a second; there is no limit when not given.
+        type: int
+      io_class:
+        description:
+          - Lets the I/O of the removal wait behind that of others, as C(ionice) does. V(idle) waits for everybody.
+          - Only the schedulers bfq and mq-deadline heed it. Where the kernel refuses nothing changes.
+        type: str
+        choices: [best-effort, idle]
 seealso:
   - module: besom.storage.disk_preflight
   - module: besom.storage.stale_temp_sweep
@@ -337,16 +357,17 @@ failures_total:
   type: int
   returned: when the work was begun
 bytes_before:
-  description: Usage before, in bytes; null where RV(measured=statvfs).
+  description: Usage before, in bytes; null where RV(measured=statvfs) or RV(measured=part).
   type: int
   returned: when the work was begun
 bytes_after:
-  description: Usage after, in bytes; in check mode what it would be. Null where RV(measured=statvfs).
+  description: Usage after, in bytes; in check mode what it would be. Null where RV(measured=statvfs) or RV(measured=part).
   type: int
   returned: when the work was begun
 measured:
   description:
     - How this is known. V(walk) is that everything was read.
+    - V(part) is what was read before a signal ended it.
     - V(statvfs) is that C(min_free) is the only limit and so much is free, so that nothing was looked at.
       Then usage is null, and what would be kept is not listed.
     - V(index) is that only what has changed was read, which is for the daemon of besom and no module.
@@ -430,6 +451,7 @@ from ..module_utils.besom_module import (
     GATE,
     LOCK_TIMEOUT,
     REDIS_URL,
+    REMOVAL,
     STORE,
     TEMPS,
     Gate,
@@ -445,6 +467,7 @@ def main() -> None:
             stores=dict(type="list", elements="dict", default=[], options=STORE),
             temps=dict(type="list", elements="dict", default=[], options=TEMPS),
             lock_timeout=LOCK_TIMEOUT,
+            removal=REMOVAL,
             redis_url=REDIS_URL,
             **GATE,
         ),

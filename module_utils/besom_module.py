@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
+from .besom.effort import read_effort
 from .besom.errors import BesomError, UsageError
 from .besom.policy import POLICY_KEYS
 from .besom.run import Run
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT = dict(type="str", default="30s")
 REDIS_URL = dict(type="str", no_log=True)
+REMOVAL = dict(
+    type="dict",
+    options=dict(
+        workers=dict(type="str"),
+        max_rate=dict(type="int"),
+        io_class=dict(type="str", choices=["best-effort", "idle"]),
+    ),
+)
 POLICY = dict(
     max_size=dict(type="str"),
     target_size=dict(type="str"),
@@ -94,6 +103,8 @@ def run_of(module: AnsibleModule) -> Run:
     """How this module runs: check mode only plans; TERM or a lost connection ends it between two entries."""
     timeout = parse_duration(module.params.get("lock_timeout", 0), "lock_timeout", zero=True)
     run = Run(dry_run=module.check_mode, lock_timeout=timeout, shutdown=Shutdown().listen())
+    if module.params.get("removal") is not None:
+        run.effort = read_effort(module.params["removal"], "removal: ")
     # Before anything is done, also in check mode.
     run.shared_lock = _shared_locks(module.params)
     return run

@@ -62,6 +62,16 @@ class _Link:
     position: int = -1
 
 
+class Taker(Protocol):
+    """Takes entries while others are still read, so that they need not be kept."""
+
+    def take(self, found: Inventory, chunk: Chunk) -> None:
+        """Take a sealed chunk; the reading waits for that."""
+
+    def left(self, cursor: Cursor, directory: int) -> None:
+        """The reading has left directory for good; cursor stands in its parent."""
+
+
 @dataclass
 class Reading:
     """A store of files that is being read. scan() reads the directory where the cursor stands; stand() only
@@ -137,6 +147,8 @@ class Inventory:
     anomalous: int = 0
     pending: dict[str, Pending] = field(default_factory=dict)
     listed: int = 0
+    # Directories that the reading stands in, from the root down.
+    standing: list[int] = field(default_factory=list)
     # Of layouts trees and sessions: whether all this stays as long as mtime and ctime of the directories do,
     # but for locks; and the inodes with several links in each entry that has such.
     settled: bool = True
@@ -155,14 +167,15 @@ class Inventory:
         id_ = name.partition("/")[0]
         return os.path.join(self.root.path, *(self.names[i] for i in self.chain(directory)), id_)
 
-    def room(self, device: int) -> Chunk:
-        """The chunk that takes the next entry."""
-        chunk = self.chunks[-1] if self.chunks else None
+    def room(self, device: int, chunks: list[Chunk] | None = None) -> Chunk:
+        """The chunk of chunks (None: those of the inventory) that takes the next entry."""
+        chunks = self.chunks if chunks is None else chunks
+        chunk = chunks[-1] if chunks else None
         if chunk is None or chunk.device != device or len(chunk) >= CHUNK:
             if chunk is not None:
                 chunk.seal()
             chunk = Chunk(device, self.by_mtime)
-            self.chunks.append(chunk)
+            chunks.append(chunk)
         return chunk
 
     def span(self, oldest: int, newest: int) -> None:
@@ -251,25 +264,27 @@ def read_files(
     only: re.Pattern[str] | None = None,
     whole: bool = False,
     companion: Companion | None = None,
+    taker: Taker | None = None,
 ) -> Inventory:
     """The inventory of layout `files`: every regular file and symlink, however deep.
 
     lru: age is the later of atime and mtime. horizon: an entry whose key (ns) is not below it is
     counted and not listed; grace: the youngest key that may go. only: other names are no entries.
     whole: chunks have the entries that could not be removed as well, and every anomaly is named.
+    taker: gets all that is listed but what has several links, whose bytes are known only in the end.
     companion: what it does not have scanned is not in the inventory. Raises Interrupted between two
-    directories.
+    directories, and between two files of a large one.
     """
     found, forecast = Inventory(root, by_mtime=not lru), run.forecast
     found.anomalies.cap = ALL if whole else CAP
     cursor, table = Cursor(root), LockTable()
     mounted, locked, links = cursor.mounted, table.inodes, found.links
-    # The index of each directory on the way from the root to where the cursor stands.
-    way: list[int] = []
+    way, doing = found.standing, f"reading {printable(root.path)}"
+    going: list[Chunk] = [] if taker else found.chunks
     others = os.geteuid() != 0
 
     def stand() -> int:
-        run.shutdown.check(f"reading {printable(root.path)}")
+        run.shutdown.check(doing)
         depth = cursor.depth
         del way[depth:]
         if depth:
@@ -325,6 +340,8 @@ def read_files(
                 if only is not None and not only.fullmatch(name):
                     continue
                 entries += 1
+                if not entries % CHUNK:
+                    run.shutdown.check(doing)
                 size = st.st_blocks * 512
                 inode = st.st_ino
                 if inode > high:
@@ -368,18 +385,20 @@ def read_files(
                     if not whole:
                         continue
                 if chunk is None or chunk.device != st.st_dev or len(chunk.mtime) >= CHUNK:
-                    chunk = found.room(st.st_dev)
+                    chunk = found.room(st.st_dev, going)
+                into = chunk
                 if link is not None:
+                    into = found.room(st.st_dev)
                     link.listed += 1
-                    link.chunk, link.position = len(found.chunks) - 1, len(chunk.mtime)
-                chunk.open_names.append(name)
-                chunk.where.append(here)
-                chunk.inode.append(st.st_ino)
-                chunk.mtime.append(mtime)
-                chunk.size.append(st.st_size)
-                chunk.bytes.append(size)
+                    link.chunk, link.position = len(found.chunks) - 1, len(into.mtime)
+                into.open_names.append(name)
+                into.where.append(here)
+                into.inode.append(st.st_ino)
+                into.mtime.append(mtime)
+                into.size.append(st.st_size)
+                into.bytes.append(size)
                 if lru:
-                    chunk.key.append(key)
+                    into.key.append(key)
         if unremovable:
             why = forbidden or "is sticky, and they belong to others"
             found.anomalies.add(
@@ -396,7 +415,22 @@ def read_files(
         trash = not depth and found.trash
         sums.settled = not (noted or forbidden or (sticky and others) or strange or gone or trash)
         run.progress("scan", found.entries, 0)
+        hand_over(1)
         return subdirs
+
+    def hand_over(most: int) -> None:
+        """Give all to the taker but so many chunks, of which one has room for more."""
+        while taker and len(going) > most:
+            if len(going) == 1:
+                going[0].seal()
+            taker.take(found, going.pop(0))
+
+    def left(_name: str) -> None:
+        # None for one that could not be read at all.
+        gone = way[cursor.depth + 1 :]
+        del way[cursor.depth + 1 :]
+        if taker and gone:
+            taker.left(cursor, gone[0])
 
     def refused(name: str, error: OSError) -> None:
         found.refused(cursor.path(name), error)
@@ -408,11 +442,13 @@ def read_files(
 
     reading = Reading(cursor, table, scan, stand, Sums(os.fstat(root.fd)))
     try:
-        walk(cursor, together, refused=refused)
+        walk(cursor, together, left, refused)
     except OSError as error:
         refused("", error)
     finally:
         cursor.rise(0)
+        way.clear()
+    hand_over(0)
     if found.chunks:
         found.chunks[-1].seal()
     found.measure_trash(table, forecast)

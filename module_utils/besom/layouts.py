@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from .inventory import YOUNGEST, Companion, Inventory, read_files, read_trees
+from .inventory import YOUNGEST, Companion, Inventory, Taker, read_files, read_trees
 from .policy import Store
 from .root import Root
 from .run import Run
@@ -21,11 +21,12 @@ def read_store(
     thorough: bool = False,
     whole: bool = False,
     companion: Companion | None = None,
+    taker: Taker | None = None,
 ) -> Inventory:
-    """The inventory of a store open as root; only is for files, thorough for trees and sessions."""
+    """The inventory of a store open as root; thorough is for trees and sessions, only and taker for files."""
     order = store.policy.order
     if store.layout == "files":
-        return read_files(root, run, order == "lru", horizon, grace, only, whole, companion)
+        return read_files(root, run, order == "lru", horizon, grace, only, whole, companion, taker)
     if store.layout == "trees":
         return read_trees(root, run, order == "lru", horizon, grace, thorough, whole, companion)
     # 40 ms on a module's arrival.

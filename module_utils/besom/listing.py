@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 import os
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ class Listing:
 
     def __init__(self, found: Inventory, now: int, wanted: Wanted = Wanted()) -> None:
         self._found, self._now, self._wanted = found, now, wanted
-        self._names: dict[int, list[str]] = {}
+        # Names and directories of chunks that were asked for: to unpack them for each entry is dear.
+        self._unpacked: dict[int, tuple[list[str], array[int]]] = {}
         self._places: dict[int, str] = {}
         self.matched = Tally()
         for chunk in found.chunks:
@@ -94,31 +96,31 @@ class Listing:
     def _rows(self, sort: str) -> Iterator[tuple[object, int, int, int, int]]:
         """(what is sorted by, age, inode, chunk, position) of each entry."""
         for n, chunk in enumerate(self._found.chunks):
-            names = chunk.names if sort == "id" else []
+            names, where = (chunk.names, chunk.where) if sort == "id" else ([], chunk.group)
+            inodes = chunk.inode
             for i in self._matching(chunk):
                 key = chunk.key[i]
                 by: object = key
                 if sort == "size":
                     by = -chunk.bytes[i]
                 elif sort == "id":
-                    by = self._id(chunk, names, i)
+                    by = self._id(where[i], names[i])
                 elif sort == "group" and chunk.group:
                     by = self._found.groups[chunk.group[i]]
-                yield by, key, chunk.inode[i], n, i
+                yield by, key, inodes[i], n, i
 
-    def _id(self, chunk: Chunk, names: list[str], i: int) -> str:
+    def _id(self, where: int, name: str) -> str:
         """The id of an entry: the path of a file relative to its store, the name of a tree or session."""
-        where = chunk.where[i]
         if where not in self._places:
             self._places[where] = "/".join(self._found.names[d] for d in self._found.chain(where))
-        return os.path.join(self._places[where], names[i].partition("/")[0])
+        return os.path.join(self._places[where], name.partition("/")[0])
 
     def _entry(self, n: int, i: int) -> Entry:
         chunk = self._found.chunks[n]
-        if n not in self._names:
-            self._names[n] = chunk.names
-        names = self._names[n]
-        entry = Entry(self._id(chunk, names, i), chunk.key[i], chunk.bytes[i])
+        if n not in self._unpacked:
+            self._unpacked[n] = chunk.names, chunk.where
+        names, where = self._unpacked[n]
+        entry = Entry(self._id(where[i], names[i]), chunk.key[i], chunk.bytes[i])
         if not chunk.group:
             return entry
         return entry._replace(group=self._found.groups[chunk.group[i]], blobs=names[i].count("/"))

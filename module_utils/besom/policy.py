@@ -17,6 +17,8 @@ DEFAULT_PATTERN = ".temp-*"
 DEFAULT_OLDER_THAN = "24h"
 LIMITS = ("max_size", "max_age", "min_free", "max_entries")
 POLICY_KEYS = (*LIMITS, "target_size", "min_age", "order")
+# Of ionice(1).
+IO_CLASSES = ("best-effort", "idle")
 LOCK_BACKENDS = ("flock", "redis")
 HOOK_KEYS = ("before_prune", "after_prune", "hook_timeout")
 STORE_KEYS = ("name", "path", "layout", "group_key", "lock_backend", *POLICY_KEYS, *HOOK_KEYS)

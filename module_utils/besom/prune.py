@@ -7,11 +7,14 @@ import errno
 import os
 import re
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import compress, count, islice, repeat
-from typing import TYPE_CHECKING, Callable
+from itertools import chain, compress, count, islice, repeat
+from typing import TYPE_CHECKING, Any, Callable
 
-from .errors import UsageError
+from .effort import Rate, io_class
+from .errors import BesomError, Interrupted, LockLost, UsageError
 from .guard import STOPPED, guarded
 from .hooks import around
 from .inventory import OLDEST, YOUNGEST, Inventory
@@ -19,11 +22,11 @@ from .layouts import read_store
 from .mounts import mount_of
 from .own_names import ORPHAN
 from .policy import Policy, Store
-from .removal import Place, remove_files
-from .report import CAP, INDEX, STATVFS, WALK, Report
+from .removal import Place, Remover
+from .report import CAP, INDEX, PART, STATVFS, WALK, Report, Tally
 from .root import Root
 from .run import Forecast, Run
-from .selection import Goals, choose, tally
+from .selection import Chunk, Goals, choose, tally
 from .tree import Cursor, Removal, file_forbids, finish_trash, has_trash, remove_tree
 from .units import format_size, printable
 
@@ -55,6 +58,13 @@ class Request:
         """Whether it says itself what goes, by id, group or age."""
         return (self.ids, self.group, self.older_than) != (None, None, None)
 
+    @property
+    def by_rule(self) -> bool:
+        """Whether each file tells by itself whether it goes, without the others."""
+        policy = self.store.policy
+        by_age_only = (policy.max_size, policy.min_free, policy.max_entries) == (None, None, None)
+        return not self.named and (self.empty or by_age_only)
+
 
 def orphans_of(store: Store, older_than: int) -> Request:
     """The request that removes besom's own orphaned downloads from a store, older than so many ns."""
@@ -72,11 +82,71 @@ class Plan:
     shedding: bool = False  # the store is over its max_size
 
 
-def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
+class Ahead:
+    """Removes while the store is still read what tells by itself that it goes, so that no plan of it is kept.
+
+    Of each directory all is planned, and verified as it goes, as in a plan of the whole store. hooks: the
+    store's own, begun before the first file goes; report: what is told to the one after; a context manager.
+    """
+
+    def __init__(self, request: Request, root: Root, run: Run) -> None:
+        self._request, self._root, self._run = request, root, run
+        self._stack = ExitStack()
+        self.report = Report("prune", root.path)
+        self.remover: Remover | None = None
+        self.found: Inventory | None = None
+        self.planned = Tally()
+        # (key, path, freed) of the first victims, and the paths as the report has them.
+        self.victims: list[tuple[int, str, int]] = []
+        self._listed: set[str] = set()
+        self.total = 0
+        self.begun = False
+
+    def begin(self) -> None:
+        """Run the hook before, unless it was run already."""
+        if not self.begun:
+            self._stack.enter_context(
+                around(self._request.store.hooks, self._root.path, lambda: self.report, self._run)
+            )
+            self.begun = True
+
+    def take(self, found: Inventory, chunk: Chunk) -> None:
+        if not len(chunk):
+            return
+        self.found = found
+        try:
+            if self.remover is None:
+                self.begin()
+                lru = self._request.store.policy.order == "lru"
+                remover = Remover(found, lru, self._run, self._listed, lambda: self.total)
+                self.remover = self._stack.enter_context(remover)
+            chunk.victims = bytearray(b"\1" * len(chunk))
+            self.planned.add(len(chunk), sum(chunk.freed))
+            for victim in islice(_rows(found, chunk), max(0, CAP - len(self.victims))):
+                self.victims.append(victim)
+                self._listed.add(printable(victim[1]))
+            self.remover.add(chunk)
+        except OSError as error:
+            # To the reading it would be one of the directory that it stands in.
+            raise BesomError(f"{printable(self._root.path)}: {error.strerror or error}.") from error
+
+    def left(self, cursor: Cursor, directory: int) -> None:
+        if self.remover is not None:
+            self.remover.left(cursor, directory)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+
+def plan(request: Request, root: Root, run: Run, thorough: bool = True, ahead: Ahead | None = None) -> Plan:
     """What the request would do to the store open as root. Only inspects.
 
     thorough: also open victims to see whether they are immutable; the execution of a plan made
-    without it finds that out by itself.
+    without it finds that out by itself. ahead: takes what it can from the plan, which
+    is of what was read until then when a shutdown ends that.
     """
     store, policy = request.store, request.store.policy
     if request.group is not None and store.layout != "sessions":
@@ -86,8 +156,7 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     now = run.now()
     aged = now - policy.max_age if policy.max_age is not None else OLDEST
     grace = now - policy.min_age if policy.min_age is not None else YOUNGEST
-    by_age_only = (policy.max_size, policy.min_free, policy.max_entries) == (None, None, None)
-    horizon = aged if by_age_only and not (request.empty or request.named) else grace
+    horizon = aged if request.by_rule and not request.empty else grace
 
     def goals_of(found: Inventory) -> Goals:
         return _goals(request, root, run, found, aged)
@@ -96,9 +165,17 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     found, measured = _without_walk(request, root, goals_of, memory.look(horizon, grace) if memory else None)
     if found is None:
         survey = memory.begin() if memory else None
-        found = read_store(store, root, run, horizon, grace, request.only, thorough, companion=survey)
-        if memory and survey:
-            memory.keep(survey, found)
+        try:
+            found = read_store(
+                store, root, run, horizon, grace, request.only, thorough, companion=survey, taker=ahead
+            )
+            if memory and survey:
+                memory.keep(survey, found)
+        except (Interrupted, LockLost):
+            if ahead is None or ahead.found is None:
+                raise
+            found, measured = ahead.found, PART
+            found.chunks, found.trash = [], {}
     report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies, measured=measured)
     trash = sum(found.trash.values())
     goals = goals_of(found)
@@ -113,8 +190,10 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True) -> Plan:
     entries, usage, freed = tally(found.chunks)
     report.planned.add(entries + len(found.trash), freed + trash)
     report.entries_before = found.entries + len(found.trash)
+    if ahead is not None:
+        report.planned.add(ahead.planned.entries, ahead.planned.bytes)
     report.bytes_before = report.bytes_after = found.usage + trash
-    _list_victims(request, found, report, goals)
+    _list_victims(request, found, report, goals, ahead.victims if ahead else [])
     _warn(report, found, short, policy)
     if policy.order == "lru" and os.fstatvfs(root.fd).f_flag & _ST_NOATIME:
         report.warnings.append(
@@ -263,23 +342,28 @@ def _warn(report: Report, found: Inventory, short: Goals, policy: Policy) -> Non
         )
 
 
-def _list_victims(request: Request, found: Inventory, report: Report, goals: Goals) -> None:
-    """Name the first victims, with the limit that each is over."""
+def _list_victims(
+    request: Request, found: Inventory, report: Report, goals: Goals, taken: Iterable[tuple[int, str, int]]
+) -> None:
+    """Name the first victims, those that were taken before all others, with the limit that each is over."""
     for name, size in found.trash.items():
         report.victims.add(found.path(0, name), "trash left by a crash", kind="tree", bytes=size)
     kind = request.store.layout[:-1]
-    listed: list[tuple[int, str, int]] = []
-    for chunk in found.chunks:
-        rows = compress(zip(chunk.key, chunk.where, chunk.names, chunk.freed), chunk.victims)
-        for key, where, name, freed in islice(rows, max(0, CAP - len(report.victims.items) - len(listed))):
-            listed.append((key, found.path(where, name), freed))
-        if len(listed) >= CAP:
-            break
-    for key, path, freed in sorted(listed):
+    rows = chain(taken, chain.from_iterable(_rows(found, chunk) for chunk in found.chunks))
+    for key, path, freed in sorted(islice(rows, max(0, CAP - len(report.victims.items)))):
         reason = "older than max_age" if key < goals.before else "oldest, over the limit"
         reason = "emptied" if request.empty else "purged" if request.named else reason
         report.victims.add(path, reason, kind=kind, bytes=freed)
     report.victims.total = report.planned.entries
+
+
+def _rows(found: Inventory, chunk: Chunk) -> Iterator[tuple[int, str, int]]:
+    """(key, path, freed) of each victim of a chunk."""
+    if any(chunk.victims):
+        for key, where, name, freed in compress(
+            zip(chunk.key, chunk.where, chunk.names, chunk.freed), chunk.victims
+        ):
+            yield key, found.path(where, name), freed
 
 
 def _drop_forbidden(found: Inventory) -> int:
@@ -306,8 +390,8 @@ def _drop_forbidden(found: Inventory) -> int:
 class _Execution:
     """One pass over a plan under the writer lock; its report is the plan's."""
 
-    def __init__(self, plan: Plan, run: Run) -> None:
-        self.plan, self.run = plan, run
+    def __init__(self, plan: Plan, run: Run, ahead: Ahead | None = None) -> None:
+        self.plan, self.run, self.ahead = plan, run, ahead
         self.found, self.report = plan.inventory, plan.report
         self.total = plan.report.planned.entries
         self.usage = 0
@@ -320,7 +404,9 @@ class _Execution:
         remove = {"files": self._remove_files, "trees": self._remove_trees, "sessions": self._remove_sessions}
         remove[self.plan.request.store.layout]()
         shutdown = self.run.shutdown
-        report.interrupted = shutdown.requested and report.removed.entries < self.total
+        report.interrupted = shutdown.requested and (
+            report.measured == PART or report.removed.entries < self.total
+        )
         if report.interrupted and shutdown.lost:
             report.interrupted = False
             report.failures.add(report.store, f"{shutdown.lost}; {STOPPED}")
@@ -349,10 +435,11 @@ class _Execution:
                 self.usage += removal.freed
 
     def _remove_trees(self) -> None:
-        cursor = Cursor(self.found.root)
+        cursor, rate = Cursor(self.found.root), Rate(self.run.effort.max_rate)
         for chunk in self.found.chunks:
             rows = compress(zip(chunk.names, chunk.mtime, chunk.size, chunk.bytes), chunk.victims)
             for name, newest, inodes, size in rows:
+                rate.wait(self.run.shutdown)
                 if self.run.shutdown.requested:
                     return
                 if self._account(cursor.path(name), remove_tree(cursor, name, (newest, inodes))):
@@ -362,13 +449,14 @@ class _Execution:
     def _remove_sessions(self) -> None:
         from .session_removal import SessionRemover
 
-        cursor = Cursor(self.found.root)
+        cursor, rate = Cursor(self.found.root), Rate(self.run.effort.max_rate)
         remover = SessionRemover(cursor, self.found.listed)
         lru = self.plan.request.store.policy.order == "lru"
         try:
             for chunk in self.found.chunks:
                 rows = compress(zip(chunk.names, chunk.size, chunk.key, chunk.bytes), chunk.victims)
                 for row, identity, key, size in rows:
+                    rate.wait(self.run.shutdown)
                     if self.run.shutdown.requested:
                         return
                     removal = remover.remove(row, identity, key if lru else None)
@@ -392,9 +480,19 @@ class _Execution:
         return False
 
     def _remove_files(self) -> None:
-        report = self.report
-        lru = self.plan.request.store.policy.order == "lru"
-        outcome = remove_files(self.found, lru, self.run, {item["path"] for item in report.victims.items})
+        report, ahead = self.report, self.ahead
+        with ExitStack() as stack:
+            remover = ahead.remover if ahead else None
+            if ahead is None or remover is None:
+                lru = self.plan.request.store.policy.order == "lru"
+                listed = {item["path"] for item in report.victims.items}
+                remover = stack.enter_context(Remover(self.found, lru, self.run, listed, lambda: self.total))
+            else:
+                ahead.total = self.total
+            for chunk in self.found.chunks:
+                if any(chunk.victims) and not self.run.shutdown.requested:
+                    remover.add(chunk)
+            outcome = remover.finish()
         report.removed.add(outcome.removed.entries, outcome.removed.bytes)
         self.usage += outcome.usage
         for name in ("kept", "anomalies", "failures"):
@@ -428,18 +526,19 @@ def prune(request: Request, run: Run) -> Report:
 
 
 def _prune_locked(request: Request, root: Root, run: Run) -> Report:
-    planned = plan(request, root, run, thorough=False)
-    report = planned.report
-    _note_absent(planned)
-    if not report.planned.entries:
-        return _carry_out(planned, request, root, run)
-    with around(request.store.hooks, root.path, lambda: report, run):
-        report = _carry_out(planned, request, root, run)
-    return report
+    with io_class(run.effort.io_class), Ahead(request, root, run) as ahead:
+        taking = ahead if request.by_rule and request.store.layout == "files" else None
+        planned = plan(request, root, run, thorough=False, ahead=taking)
+        ahead.report = planned.report
+        _note_absent(planned)
+        if planned.report.planned.entries:
+            ahead.begin()
+        ahead.report = _carry_out(planned, request, root, run, taking)
+    return ahead.report
 
 
-def _carry_out(planned: Plan, request: Request, root: Root, run: Run) -> Report:
-    first = _Execution(planned, run)
+def _carry_out(planned: Plan, request: Request, root: Root, run: Run, ahead: Ahead | None) -> Report:
+    first = _Execution(planned, run, ahead)
     report = first.execute()
     if not first.surprised or run.shutdown.requested:
         return report

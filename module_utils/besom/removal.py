@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import compress
+from types import TracebackType
 from typing import Callable
 
+from .effort import Rate
 from .inventory import Inventory
 from .locks import LockTable
 from .report import Noted, Tally
@@ -18,11 +21,7 @@ from .run import Run
 from .selection import Chunk
 from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
 from .units import printable
-from .workers import orphaned, spread
-
-# Below this many files a second process costs more than it gains; beyond, unlinks wait side by side.
-_WORTH_FORKING = 20_000
-_PROCESSES = 4
+from .workers import Workers
 
 
 class Place:
@@ -72,8 +71,7 @@ class Removed:
     """What became of some of the victims.
 
     usage: bytes that left the store; stayed: the listed paths that did not go, and how many in all;
-    touched: directories that something was removed from; surprised: a file was immutable or
-    append-only, which a quick plan does not see.
+    surprised: a file was immutable or append-only, which a quick plan does not see.
     """
 
     removed: Tally = field(default_factory=Tally)
@@ -83,7 +81,6 @@ class Removed:
     failures: Noted = field(default_factory=Noted)
     stayed: set[str] = field(default_factory=set)
     stayed_total: int = 0
-    touched: set[int] = field(default_factory=set)
     surprised: bool = False
 
     def add(self, other: Removed) -> None:
@@ -94,142 +91,162 @@ class Removed:
         self.failures.extend(other.failures)
         self.stayed |= other.stayed
         self.stayed_total += other.stayed_total
-        self.touched |= other.touched
         self.surprised = self.surprised or other.surprised
 
 
-def remove_files(found: Inventory, lru: bool, run: Run, listed: Collection[str] = ()) -> Removed:
-    """Remove the victims of an inventory, then the directories that this left empty.
+class Remover:
+    """Removes the victims of the chunks that it is given, then the directories that this left empty.
 
-    lru: one that was read since counts as changed. listed: the paths that Removed.stayed is about.
-    A shutdown ends it between two files.
+    lru: one that was read since counts as changed. listed: the paths that Removed.stayed is about; may
+    still grow. total tells how many victims there are, as far as that is known. A context manager; a
+    shutdown of the run ends it between two files.
     """
-    chunks = [chunk for chunk in found.chunks if any(chunk.victims)]
-    shares = _shares(chunks) if not found.links else [chunks]
-    outcome = Removed()
-    parent = os.getpid()
 
-    def work(share: Sequence[Chunk]) -> Removed:
-        one = _Worker(found, lru, run, listed, parent)
-        one.remove(share)
-        return one.outcome
+    def __init__(
+        self, found: Inventory, lru: bool, run: Run, listed: Collection[str], total: Callable[[], int]
+    ) -> None:
+        self.found, self.lru, self.run, self.listed, self._total = found, lru, run, listed, total
+        # Directories that something was removed from, by any thread.
+        self.touched: set[int] = set()
+        # Of two names of one inode the one that goes last frees it: two threads would both see two links.
+        self.linked = threading.Lock()
+        self.rate = Rate(run.effort.max_rate)
+        self._hands: list[_Hand] = []
+        self._workers: Workers[Chunk] = Workers(self._hire, self._done, self._tell, run.effort.workers)
 
-    for share, one in zip(shares, spread(shares, work, run.shutdown)):
-        if one is None:
-            text = "a worker process died; some of its files are gone, and not in these figures"
-            outcome.failures.add(found.root.path, text)
-        else:
-            outcome.add(one)
-        # Directories on the way to where two shares meet were emptied by several processes.
-        for chunk in (share[0], share[-1]) if len(shares) > 1 else ():
-            for end in (chunk.where[0], chunk.where[-1]):
-                _remove_emptied(found, end, outcome.touched)
-    return outcome
+    def add(self, chunk: Chunk) -> None:
+        """Have the victims of a sealed chunk removed; waits while much else is to be removed before."""
+        self._workers.add(chunk)
 
+    def finish(self) -> Removed:
+        """What became of all victims, once that is settled."""
+        self._workers.finish()
+        return self.outcome
 
-def _shares(chunks: list[Chunk]) -> list[list[Chunk]]:
-    """The chunks in at most _PROCESSES shares of about as many victims each, in the order of the walk."""
-    total = sum(sum(chunk.victims) for chunk in chunks)
-    count = _PROCESSES if total >= _WORTH_FORKING else 1
-    shares: list[list[Chunk]] = [[] for share in range(count)]
-    done = 0
-    for chunk in chunks:
-        shares[min(count - 1, done * count // max(1, total))].append(chunk)
-        done += sum(chunk.victims)
-    return [share for share in shares if share]
-
-
-def _remove_emptied(found: Inventory, directory: int, touched: Collection[int]) -> None:
-    """Remove a directory and those above it, as far as they are empty and something was removed there."""
-    place = Place(found)
-    for step in reversed(found.chain(directory)):
-        if step not in touched or place.go(found.parents[step]):
-            break
-        try:
-            os.rmdir(found.names[step], dir_fd=place.cursor.fd)
-        except FileNotFoundError:
-            pass
-        except OSError:
-            break
-        touched = {*touched, found.parents[step]}
-    place.cursor.rise(0)
-
-
-class _Worker:
-    """Removes shares of the victims, in one process."""
-
-    def __init__(self, found: Inventory, lru: bool, run: Run, listed: Collection[str], parent: int) -> None:
-        self.found, self.lru, self.run, self.listed, self.parent = found, lru, run, listed, parent
-        self.total = sum(sum(chunk.victims) for chunk in found.chunks)
-        self.outcome = Removed()
+    @property
+    def outcome(self) -> Removed:
+        """What has become of the victims so far."""
+        outcome = Removed()
+        for hand in self._hands:
+            outcome.add(hand.outcome)
+        return outcome
 
     def left(self, cursor: Cursor, directory: int) -> None:
-        # rmdir removes what is empty and nothing else; what was empty before was never touched.
-        if directory in self.outcome.touched:
+        """To be told in its parent that directory was left: removes it if it was emptied here."""
+        # rmdir removes what is empty and nothing else; what was empty before was never touched. Where the
+        # reading still stands it would lose its way; it comes by itself when it leaves.
+        if directory in self.touched and directory not in self.found.standing:
             with suppress(OSError):
                 os.rmdir(self.found.names[directory], dir_fd=cursor.fd)
-                self.outcome.touched.add(self.found.parents[directory])
+                self.touched.discard(directory)
+                self.touched.add(self.found.parents[directory])
 
-    def remove(self, chunks: Sequence[Chunk]) -> None:
-        shutdown, outcome, lru = self.run.shutdown, self.outcome, self.lru
-        share = sum(sum(chunk.victims) for chunk in chunks)
-        place = Place(self.found, self.left)
-        error: OSError | None = None
-        here = fd = -1
-        stat, unlink, touch = os.stat, os.unlink, outcome.touched.add
-        for chunk in chunks:
-            if shutdown.requested or orphaned(self.parent):
-                break
-            device, table = chunk.device, LockTable()
-            locked = table.inodes
-            entries = freed = usage = 0
-            columns = (chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key, chunk.bytes)
-            for name, where, inode, mtime, size, key, held in compress(zip(*columns), chunk.victims):
-                if shutdown.signum:
-                    break
-                if where != here:
-                    here, error = where, place.go(where)
-                    fd = place.cursor.fd
-                try:
-                    if error:
-                        raise error
-                    st = stat(name, dir_fd=fd, follow_symlinks=False)
-                    if (
-                        st.st_ino != inode
-                        or (st.st_mtime_ns != mtime and in_range(st.st_mtime_ns) != mtime)
-                        or st.st_size != size
-                        or st.st_dev != device
-                        or (lru and in_range(st.st_atime_ns) > key)
-                    ):
-                        outcome.kept.add(self.stays(where, name), CHANGED)
-                        continue
-                    if inode in locked:
-                        holder = table.holder(device, inode)
-                        if holder:
-                            outcome.kept.add(self.stays(where, name), f"in use: locked by {holder}")
-                            continue
-                    unlink(name, dir_fd=fd)
-                except OSError as refused:
-                    self.refused(where, name, fd, refused)
-                    continue
-                touch(where)
-                entries += 1
-                usage += held
-                if st.st_nlink == 1:
-                    freed += st.st_blocks * 512
-            outcome.removed.add(entries, freed)
-            outcome.usage += usage
-            # What one process has done of its share stands for all of them.
-            self.run.progress("remove", outcome.removed.entries * self.total // share, self.total)
+    @contextmanager
+    def _hire(self) -> Iterator[Callable[[Chunk], None]]:
+        hand = _Hand(self)
+        self._hands.append(hand)
+        try:
+            yield hand.remove
+        finally:
+            hand.go_home()
+
+    def _done(self) -> int:
+        return sum(hand.outcome.removed.entries for hand in self._hands)
+
+    def _tell(self) -> None:
+        self.run.progress("remove", self._done(), self._total())
+
+    def __enter__(self) -> Remover:
+        self._workers.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._workers.__exit__(kind, error, trace)
+
+
+class _Hand:
+    """Removes the victims of one chunk after the other, in one thread."""
+
+    def __init__(self, remover: Remover) -> None:
+        self.all, self.found = remover, remover.found
+        self.outcome = Removed()
+        self.place = Place(self.found, remover.left)
+        self.here = -1
+        self.error: OSError | None = None
+
+    def go_home(self) -> None:
         with suppress(OSError):
-            place.rise()
-        place.cursor.rise(0)
+            self.place.rise()
+        self.place.cursor.rise(0)
+
+    def remove(self, chunk: Chunk) -> None:
+        if self.all.run.shutdown.signum:
+            return
+        shutdown, lru, place = self.all.run.shutdown, self.all.lru, self.place
+        outcome, removed = self.outcome, self.outcome.removed
+        rate, touch = self.all.rate, self.all.touched.add
+        device, table = chunk.device, LockTable()
+        locked = table.inodes
+        fd = place.cursor.fd
+        stat, unlink = os.stat, os.unlink
+        columns = (chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key, chunk.bytes)
+        for name, where, inode, mtime, size, key, held in compress(zip(*columns), chunk.victims):
+            if rate.limited:
+                rate.wait(shutdown)
+            if shutdown.signum:
+                break
+            if where != self.here:
+                self.here, self.error = where, place.go(where)
+                fd = place.cursor.fd
+            if self.error:
+                self.refused(where, name, fd, self.error)
+                continue
+            try:
+                st = stat(name, dir_fd=fd, follow_symlinks=False)
+                if (
+                    st.st_ino != inode
+                    or (st.st_mtime_ns != mtime and in_range(st.st_mtime_ns) != mtime)
+                    or st.st_size != size
+                    or st.st_dev != device
+                    or (lru and in_range(st.st_atime_ns) > key)
+                ):
+                    outcome.kept.add(self.stays(where, name), CHANGED)
+                    continue
+                if inode in locked:
+                    holder = table.holder(device, inode)
+                    if holder:
+                        outcome.kept.add(self.stays(where, name), f"in use: locked by {holder}")
+                        continue
+                if st.st_nlink == 1:
+                    unlink(name, dir_fd=fd)
+                    removed.bytes += st.st_blocks * 512
+                else:
+                    removed.bytes += self.unlink_one_of_several(name, fd, st)
+            except OSError as refused:
+                self.refused(where, name, fd, refused)
+                continue
+            touch(where)
+            removed.entries += 1
+            outcome.usage += held
+
+    def unlink_one_of_several(self, name: str, fd: int, seen: os.stat_result) -> int:
+        """Unlink a name of an inode that had others when it was seen; returns the bytes that this frees."""
+        with self.all.linked:
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size) != (
+                *(seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size),
+            ):
+                raise FileNotFoundError(errno.ENOENT, "was replaced", name)
+            os.unlink(name, dir_fd=fd)
+        return st.st_blocks * 512 if st.st_nlink == 1 else 0
 
     def stays(self, where: int, name: str) -> str:
         """The path of a victim that does not go."""
         path = self.found.path(where, name)
         self.outcome.stayed_total += 1
-        if printable(path) in self.listed:
+        if printable(path) in self.all.listed:
             self.outcome.stayed.add(printable(path))
         return path
 

@@ -11,7 +11,7 @@ from .units import printable
 
 CAP = 100
 # How what a report says is known, see Report.measured.
-WALK, INDEX, STATVFS = "walk", "index", "statvfs"
+WALK, INDEX, PART, STATVFS = "walk", "index", "part", "statvfs"
 
 
 @dataclass
@@ -60,7 +60,8 @@ class Report:
     planned and removed count entries and the bytes that the file system gets back; bytes_before and
     bytes_after are the usage, each inode once. failures lists what should have gone and could not;
     missed: a limit stays missed, since nothing else can go (a warning says which). measured: WALK, all of
-    it was read; INDEX, only what has changed since; STATVFS, nothing was looked at but the free space.
+    it was read; INDEX, only what has changed since; PART, as much as was read before an interruption, which
+    planned is of; STATVFS, nothing was looked at but the free space.
     """
 
     operation: str
@@ -92,7 +93,7 @@ class Report:
     @property
     def is_measured(self) -> bool:
         """Whether bytes, entries, kept and anomalies say anything."""
-        return self.measured != STATVFS
+        return self.measured in (WALK, INDEX)
 
     @property
     def changed(self) -> bool:
@@ -138,7 +139,7 @@ def combine(operation: str, reports: Iterable[Report]) -> Report:
         total.bytes_before += report.bytes_before
         total.bytes_after += report.bytes_after
         # What is not known of one is not known of all of them.
-        total.measured = max(total.measured, report.measured, key=(WALK, INDEX, STATVFS).index)
+        total.measured = max(total.measured, report.measured, key=(WALK, INDEX, PART, STATVFS).index)
         total.lock_wait_s += report.lock_wait_s
         total.duration_s += report.duration_s
         total.interrupted = total.interrupted or report.interrupted

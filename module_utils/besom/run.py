@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable
 
+from .effort import Effort
 from .shutdown import Shutdown
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Run:
     waiting is told in a sentence whom a lock is waited for, and waited, once that lock is there, of which
     path it is and how many seconds it took; output is told what a hook has printed; now gives ns since the
     epoch; index_dir is where it is remembered what stores came to, empty for a run that walks all of them,
-    and reconcile how long (ns) that may stand for a walk; shared_lock makes the lock that several machines
-    see, from the path of a store.
+    and reconcile how long (ns) that may stand for a walk; effort is how hard a removal may press the host;
+    shared_lock makes the lock that several machines see, from the path of a store.
     """
 
     dry_run: bool = False
@@ -82,4 +83,5 @@ class Run:
     forecast: Forecast = field(default_factory=Forecast)
     index_dir: str = ""
     reconcile: int = 0
+    effort: Effort = field(default_factory=Effort)
     shared_lock: Callable[[str], Lock] | None = None

@@ -1,19 +1,23 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Which entries go: the shortest run of the oldest that reaches every goal, out of compact tables.
 
-A million entries are arrays here (about 50 bytes each) and never a million Python objects.
+A million entries are arrays here (about 30 bytes each, what is rarely asked for compressed) and never a
+million Python objects.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import compress
-from typing import Callable
+from typing import Any, Callable
 
-CHUNK = 4096
+CHUNK = 1024
+# What no choice is made by: compressed once the chunk is sealed, a third of its size.
+_PACKED = ("where", "inode", "mtime", "size")
 _BUCKETS = 1024
 _FEW = 4096
 
@@ -27,11 +31,17 @@ class Chunk:
     of what it is made of. victims is 1 for each entry that the plan removes.
     """
 
+    names: list[str]
+    where: array[int]
+    inode: array[int]
+    mtime: array[int]
+    size: array[int]
+
     def __init__(self, device: int, by_mtime: bool = False) -> None:
         """by_mtime: the order goes by mtime, so that one column serves as both."""
         self.device = device
         self.open_names: list[str] = []
-        self._names = b""
+        self._packed: dict[str, tuple[str, bytes]] = {}
         self.where = array("I")
         self.inode = array("Q")
         self.mtime = array("q")
@@ -44,18 +54,32 @@ class Chunk:
         self.victims = bytearray()
 
     def __len__(self) -> int:
-        return len(self.mtime)
+        return len(self.key)
 
     def seal(self) -> None:
-        """No more entries: pack the names."""
-        # NUL is the one byte that no name contains.
-        self._names = os.fsencode("\0".join(self.open_names))
-        self.open_names = []
+        """No more entries: pack the names, and the columns that no choice is made by."""
         self.victims = bytearray(len(self))
+        self._pack(self.open_names)
+        self.open_names = []
 
-    @property
-    def names(self) -> list[str]:
-        return os.fsdecode(self._names).split("\0")
+    def _pack(self, names: Iterable[str]) -> None:
+        # NUL is the one byte that no name contains.
+        packed = {"names": ("", zlib.compress(os.fsencode("\0".join(names)), 1))}
+        for column in _PACKED:
+            values: array[int] = getattr(self, column)
+            if values is not self.key:
+                packed[column] = (values.typecode, zlib.compress(values, 1))
+                self.__dict__.pop(column, None)
+        self._packed = packed
+
+    def __getattr__(self, column: str) -> Any:
+        """Unpack a column of a sealed chunk; what was packed is no attribute."""
+        try:
+            typecode, packed = self.__dict__["_packed"][column]
+        except KeyError:
+            raise AttributeError(column) from None
+        values = zlib.decompress(packed)
+        return array(typecode, values) if typecode else os.fsdecode(values).split("\0")
 
     def set_bytes(self, position: int, size: int, freed: int) -> None:
         """Set what goes with an entry; position may be one past the end, to append."""
@@ -68,15 +92,18 @@ class Chunk:
     def drop(self, positions: set[int]) -> None:
         """Take these entries out of the table."""
         stay = bytearray(position not in positions for position in range(len(self)))
-        self._names = os.fsencode("\0".join(compress(self.names, stay)))
-        packed: dict[int, array[int]] = {}
-        for column in ("where", "inode", "mtime", "size", "key", "bytes", "freed", "group"):
+        names = list(compress(self.names, stay))
+        # Columns that are one array stay one.
+        same = {"mtime": self.mtime is self.key, "freed": self.freed is self.bytes}
+        for column in (*_PACKED, "key", "bytes", "freed", "group"):
             values: array[int] = getattr(self, column)
-            # Columns that are one array stay one.
-            if id(values) not in packed:
-                packed[id(values)] = array(values.typecode, compress(values, stay))
-            setattr(self, column, packed[id(values)])
+            setattr(self, column, array(values.typecode, compress(values, stay)))
+        if same["mtime"]:
+            self.mtime = self.key
+        if same["freed"]:
+            self.freed = self.bytes
         self.victims = bytearray(len(self))
+        self._pack(names)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from besom import __version__
 from besom.errors import BesomError
-from besom.policy import LAYOUTS, ORDERS, SORTS
+from besom.policy import IO_CLASSES, LAYOUTS, ORDERS, SORTS
 from besom.shutdown import Shutdown
 
 SIZES = "Sizes: 500, 500B, 10K, 1.5GiB (K = KB = KiB = 1024). Durations: 90, 90s, 15m, 24h, 7d, 2w."
@@ -95,6 +95,15 @@ def _policy(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _removal(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how hard to press the host")
+    group.add_argument(
+        "--workers", metavar="N|auto", help="remove files by at most N threads (auto: as many as pay)"
+    )
+    group.add_argument("--max-rate", metavar="N", help="remove at most N entries in a second")
+    group.add_argument("--io-class", choices=IO_CLASSES, help="behind whose I/O (default: nobody's)")
+
+
 def _store(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """STORE|PATH, and what says how a PATH is to be read."""
     if several:
@@ -166,6 +175,7 @@ def build_parser() -> Parser:
     )
     _store(one)
     _policy(one)
+    _removal(one)
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
     one = command(
@@ -175,6 +185,7 @@ def build_parser() -> Parser:
     )
     one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
     one.add_argument("--all", action="store_true", help="empty the stores; asks first, unless --yes")
+    _removal(one)
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
     one.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -301,6 +312,7 @@ def build_parser() -> Parser:
     one.add_argument("ids", metavar="ID", nargs="*", help="as list shows it")
     one.add_argument("--older-than", metavar="DUR", help="only entries older than this")
     one.add_argument("--group", metavar="GROUP", help="only sessions of this group")
+    _removal(one)
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
     one.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -310,6 +322,7 @@ def build_parser() -> Parser:
         "Sweep every temp area and bring every store under its policy; what the daemon does, for cron. "
         "Exits with 75 when the daemon, or another such run, keeps house already.",
     )
+    _removal(one)
     one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
     one.add_argument("--while-draining", action="store_true", help="also on a host that drains")

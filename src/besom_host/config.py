@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
+from besom.effort import EFFORT_READERS, Effort
 from besom.errors import UsageError
 from besom.fetch import check_url, redact
 from besom.policy import LIMITS, Store, Temps, read_store, read_temps
@@ -24,7 +25,10 @@ from besom.units import parse_count, parse_duration, parse_size, printable, show
 
 from .document import Unreadable, parse_yaml, read_text
 
-KEYS = ("stores", "temps", "mounts", "daemon", "drain", "log", "metrics", "lock_timeout", "redis_url")
+KEYS = (
+    *("stores", "temps", "mounts", "daemon", "drain", "removal", "log", "metrics"),
+    *("lock_timeout", "redis_url"),
+)
 HOST_FILE = "/etc/besom/besom.yml"
 AFTER_FAILURE = ("continue", "stop")
 LOG_FORMATS = ("text", "json", "clef")
@@ -53,7 +57,8 @@ class Config:
     stores by name; raw_stores as they were written; durations in seconds; log_file, textfile and seq_url
     are empty where nothing is to be written or sent; log_journal: whether events go to the journal with
     their fields, None: where stderr is the journal's; daemon_, unmount_ and prune_timeout are those of a
-    drain's phases; reconcile: how long an index may stand for a walk, 0: never; problems: what was malformed.
+    drain's phases; reconcile: how long an index may stand for a walk, 0: never; workers, max_rate and
+    io_class are those of effort; problems: what was malformed.
     """
 
     path: str = ""
@@ -72,6 +77,9 @@ class Config:
     prune_timeout: float = 300.0
     unmount_lazy: bool = True
     on_phase_failure: str = "continue"
+    workers: int = Effort.workers
+    max_rate: int = Effort.max_rate
+    io_class: str = Effort.io_class
     log_format: str = "text"
     log_file: str = ""
     log_journal: bool | None = None
@@ -88,6 +96,11 @@ class Config:
             return problem.message
         where = f", line {problem.line}:" if problem.line else ""
         return f"{printable(self.path)}{where} {problem.message}"
+
+    @property
+    def effort(self) -> Effort:
+        """How hard a removal may press this host."""
+        return Effort(self.workers, self.max_rate, self.io_class)
 
     @property
     def stop_timeout(self) -> float:
@@ -265,6 +278,7 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
     "prune_timeout": (("drain", "prune_timeout"), _phase, {}),
     "unmount_lazy": (("drain", "unmount_lazy"), _truth, {}),
     "on_phase_failure": (("drain", "on_phase_failure"), _after_failure, {}),
+    **{name: (("removal", name), read, {}) for name, read in EFFORT_READERS.items()},
     "log_format": (("log", "format"), _format, {"BESOM_LOG_FORMAT": _format}),
     "log_file": (("log", "file"), _path, {"BESOM_LOG_FILE": _path}),
     "log_journal": (("log", "journal"), _truth, {"BESOM_LOG_JOURNAL": _yes_or_no}),
@@ -275,7 +289,7 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], _Read, dict[str, _Read]]] = {
 }
 _SECTIONS = {
     section: tuple(keys[1] for keys, _, _ in _SETTINGS.values() if keys[0] == section)
-    for section in ("daemon", "drain", "log", "metrics")
+    for section in ("daemon", "drain", "removal", "log", "metrics")
 }
 _MAX_SIZE: dict[str, _Read] = {"BESOM_MAX_SIZE": parse_size, "BESOM_MAX_SIZE_MB": _megabytes}
 

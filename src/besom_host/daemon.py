@@ -179,6 +179,7 @@ class Daemon:
         run = Run(
             lock_timeout=self.config.lock_timeout,
             lock_option="lock_timeout",
+            effort=self.config.effort,
             shared_lock=redis_locks_of(self.config),
             shutdown=self.shutdown,
             output=lambda hook, text: log.tell("hook_output", hook=hook, text=text),

@@ -32,7 +32,10 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "before": ("text", "`bytes_before` for people"),
     "after": ("text", "`bytes_after` for people"),
     "entries_after": ("count", "entries that are there now; null where nobody has looked"),
-    "measured": ("text", "`walk`: all was read; `index`: what has changed since; `statvfs`: only free space"),
+    "measured": (
+        "text",
+        "`walk`: all was read; `index`: what has changed; `part`: until a signal; `statvfs`: only free space",
+    ),
     "kept": ("integer", "entries that would have gone, and are in use or not besom's to remove"),
     "duration_s": ("seconds", "how long it took"),
     "lock_wait_s": ("seconds", "how long the lock was waited for"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -27,11 +26,8 @@ class Bar:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
         self._drawn = 0.0
-        self._process = os.getpid()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        if os.getpid() != self._process:
-            return  # the engine's workers have no terminal
         if self._bar is None:
             if time.monotonic() - self._started < PATIENCE_S:
                 return
@@ -64,7 +60,7 @@ class Bar:
             TimeElapsedColumn(),
             console=console,
             transient=True,
-            # Drawn when there is news: a thread of its own would be there when the engine forks.
+            # Drawn when there is news, and only then.
             auto_refresh=False,
         )
         self._bar.start()

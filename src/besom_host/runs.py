@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
+from besom.effort import EFFORT_READERS
 from besom.errors import UsageError
 from besom.run import Run
 from besom.shutdown import Shutdown
@@ -19,11 +21,15 @@ from .shared_lock import redis_locks_of
 
 
 def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | None, dry_run: bool) -> Run:
-    """How this command is to run; --lock-timeout stands above the configuration."""
+    """How this command is to run; what the flags say stands above the configuration."""
     timeout = config.lock_timeout
     if options.lock_timeout is not None:
         timeout = parse_duration(options.lock_timeout, "--lock-timeout", zero=True)
     run = Run(dry_run=dry_run, lock_timeout=timeout, lock_option="--lock-timeout", shutdown=shutdown)
+    run.effort = config.effort
+    for key, read in EFFORT_READERS.items():
+        if (value := getattr(options, key, None)) is not None:
+            run.effort = replace(run.effort, **{key: read(value, f"--{key.replace('_', '-')}")})
     run.shared_lock = redis_locks_of(config)
     if options.verbose:
         run.output = lambda hook, text: say(f"{hook}: {text}")

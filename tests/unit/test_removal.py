@@ -1,30 +1,30 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Removal shared between processes: the same outcome as in one, and none of them outlives its parent."""
+"""Removal shared between threads: the outcome of one, exact whatever ends it, at no more than a rate."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from besom import inventory, prune, removal
+from besom import inventory, prune
+from besom.effort import Effort
 from besom.run import Run
 from besom.shutdown import Shutdown
-
-SEVERAL = "from besom import inventory, removal; inventory.CHUNK = 2; removal._WORTH_FORKING = 1;"
+from besom.workers import Pace
 
 
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even a small store is worth several processes, with a few files each."""
+    """Even a small store is worth several threads, with a few files each."""
     monkeypatch.setattr(inventory, "CHUNK", 2)
-    monkeypatch.setattr(removal, "_WORTH_FORKING", 1)
 
 
 def deep_store(area: Any) -> None:
@@ -44,42 +44,58 @@ def everything(area: Any) -> list[str]:
     )
 
 
+def parts(report: Any) -> dict[str, Any]:
+    """What of a report does not depend on who did the work, or where."""
+    found = report.to_dict()
+    names = ("removed", "planned", "bytes_before", "bytes_after", "victims_total", "failures", "interrupted")
+    return {name: found[name] for name in (*names, "kept_total", "anomalies_total")}
+
+
 @pytest.mark.usefixtures("several")
-def test_what_several_processes_leave_is_what_one_leaves(
-    area: Any, make_area: Callable[[str], Any], pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
+def test_what_several_threads_leave_is_what_one_leaves(
+    area: Any, make_area: Callable[[str], Any], make_run: Callable[..., Run], request_for: Any, limits: Any
 ) -> None:
     other = make_area("other")
     deep_store(area)
     deep_store(other)
-    children: list[int] = []
-    fork = os.fork
-    monkeypatch.setattr(os, "fork", lambda: children.append(fork()) or children[-1])
-    report = pruned(area, max_age="1d")
-    assert len(children) == 3
-    monkeypatch.setattr(removal, "_WORTH_FORKING", 10**9)
-    alone = pruned(other, max_age="1d")
+    seen: set[str] = set()
+    report = prune.prune(
+        request_for(area, **limits),
+        make_run(progress=lambda *_: seen.update(working())),
+    )
+    alone = prune.prune(request_for(other, **limits), make_run(effort=Effort(workers=1)))
+    assert seen == {"besom-worker"}
     assert (
         everything(area)
         == everything(other)
         == ["a", "a/a", "a/a/empty", "b", "b/b", "b/b/b", "b/b/b/young", "empty"]
     )
-    one, two = report.to_dict(), alone.to_dict()
-    for key in (
-        "removed",
-        "planned",
-        "bytes_before",
-        "bytes_after",
-        "victims_total",
-        "failures",
-        "kept",
-        "anomalies",
-    ):
-        assert one[key] == two[key], key
-    assert one["removed"]["entries"] == 54
+    assert parts(report) == parts(alone)
+    assert report.removed.entries == 54
+    assert not working()
+
+
+def working() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name == "besom-worker"}
 
 
 @pytest.mark.usefixtures("several")
-def test_directories_emptied_together_by_several_processes_go(area: Any, pruned: Callable[..., Any]) -> None:
+def test_names_of_one_inode_free_it_once_whoever_removes_which(area: Any, pruned: Callable[..., Any]) -> None:
+    for number in range(100):
+        area.file(f"{number}/one", days=9)
+        for link in range(3):
+            os.makedirs(area.at(f"links/{(number + link) % 7}"), exist_ok=True)
+            os.link(area.at(f"{number}/one"), area.at(f"links/{(number + link) % 7}/{number}"))
+    dry, report = pruned(area, max_age="1d", dry_run=True), pruned(area, max_age="1d")
+    assert report.removed == report.planned == dry.planned
+    assert (report.removed.entries, report.removed.bytes) == (400, 100 * 4096)
+    assert (report.bytes_before, report.bytes_after) == (100 * 4096, 0)
+    assert everything(area) == []
+
+
+@pytest.mark.usefixtures("several")
+def test_directories_emptied_together_by_several_threads_go(area: Any, pruned: Callable[..., Any]) -> None:
     for number in range(16):
         area.file(f"top/{number % 4}/{number}", days=9)
     report = pruned(area, max_age="1d")
@@ -87,7 +103,7 @@ def test_directories_emptied_together_by_several_processes_go(area: Any, pruned:
 
 
 @pytest.mark.usefixtures("several")
-def test_what_changed_is_kept_by_every_process(
+def test_what_changed_is_kept_by_every_thread(
     area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any]
 ) -> None:
     for number in range(16):
@@ -104,67 +120,166 @@ def test_what_changed_is_kept_by_every_process(
 
 
 @pytest.mark.usefixtures("several")
-def test_a_worker_that_dies_is_a_failure_and_the_next_run_converges(
-    area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any], pruned: Callable[..., Any]
+@pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_size": "1K"}], ids=["by age", "by size"])
+def test_what_a_thread_dies_of_is_raised_and_the_next_run_converges(
+    area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, limits: Any
 ) -> None:
     deep_store(area)
-    parent = os.getpid()
+    left = iter(range(20))
 
-    def die(phase: str, done: int, total: int) -> None:
-        if os.getpid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def unlink(name: str, **options: Any) -> None:
+        if next(left, None) is None:
+            raise MemoryError
+        os.remove(name, **options)
 
-    report = prune.prune(request_for(area, max_age="1d"), make_run(progress=die))
-    assert report.failures.total == 3
-    assert "a worker process died" in report.failures.items[0]["reason"]
-    assert pruned(area, max_age="1d").failures.total == 0
-    assert "b/b/b/young" in everything(area)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        with pytest.raises(MemoryError):
+            pruned(area, **limits)
+    assert not working()
+    assert len([name for name in everything(area) if name[-1].isdigit()]) == 54 - 20
+    assert pruned(area, **limits).removed.entries >= 34
+    assert "a/a/empty" in everything(area)
     assert len([name for name in everything(area) if name[-1].isdigit()]) == 0
 
 
 @pytest.mark.usefixtures("several")
-def test_a_shutdown_ends_every_process_and_the_figures_are_what_is_gone(
+def test_where_no_thread_can_be_started_one_does_it_all(
+    area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep_store(area)
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert pruned(area, max_age="1d").removed.entries == 54
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
+@pytest.mark.parametrize("after", [1, 3, 10, 40, 120])
+def test_a_shutdown_ends_every_thread_and_the_figures_are_what_is_gone(
+    area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any], limits: Any, after: int
+) -> None:
+    for number in range(400):
+        area.file(f"{number % 20}/{number}", days=9)
+    shutdown = Shutdown()
+    calls = iter(range(after))
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase == "remove" and next(calls, None) is None:
+            shutdown.request(signal.SIGTERM)
+
+    report = prune.prune(
+        request_for(area, **limits),
+        make_run(progress=stop, shutdown=shutdown, effort=Effort(max_rate=2000)),
+    )
+    left = [name for name in everything(area) if "/" in name]
+    assert report.interrupted
+    assert report.removed.entries == 400 - len(left) < 400
+    assert report.removed.bytes == report.bytes_before - report.bytes_after == 4096 * report.removed.entries
+    assert report.planned.entries >= report.removed.entries
+    if report.is_measured:
+        assert report.bytes_before == 400 * 4096
+    # What was emptied went, and no directory that is not.
+    assert {name for name in everything(area) if "/" not in name} == {os.path.dirname(name) for name in left}
+    assert not working()
+
+
+@pytest.mark.usefixtures("several")
+def test_what_was_not_read_to_its_end_says_so(
     area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any]
 ) -> None:
     for number in range(400):
         area.file(f"{number % 20}/{number}", days=9)
     shutdown = Shutdown()
-    parent = os.getpid()
 
     def stop(phase: str, done: int, total: int) -> None:
-        if phase == "remove" and os.getpid() == parent:
+        if phase == "remove" and done:
             shutdown.request(signal.SIGTERM)
-        elif phase == "remove":
-            # Slow enough to be told before it is done.
-            signal.sigtimedwait([], 0.01)
 
-    report = prune.prune(request_for(area, max_age="1d"), make_run(progress=stop, shutdown=shutdown))
-    left = len([name for name in everything(area) if "/" in name])
+    effort = Effort(workers=1)
+    report = prune.prune(
+        request_for(area, max_age="1d"), make_run(progress=stop, shutdown=shutdown, effort=effort)
+    )
     assert report.interrupted
-    assert 0 < report.removed.entries == 400 - left < 400
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert report.measured == "part"
+    assert report.removed.entries == 400 - len([name for name in everything(area) if "/" in name])
+    assert report.bytes_before - report.bytes_after == 4096 * report.removed.entries
+    assert report.to_dict()["bytes_before"] is report.to_dict()["bytes_after"] is None
 
 
-def test_workers_end_and_free_the_store_when_their_parent_is_killed(area: Any) -> None:
-    for number in range(4000):
-        area.file(f"{number % 20}/{number}", days=9)
-    program = f"""{SEVERAL}
-import os, signal
-from besom.policy import Policy, Store
-from besom.prune import Request, prune
-from besom.run import Run
-parent = os.getpid()
-def die(phase, done, total):
-    if phase == "remove" and os.getpid() == parent:
-        os.kill(parent, signal.SIGKILL)
-prune(Request(Store({str(area.path)!r}, "files", Policy(max_age=1))), Run(progress=die))
-"""
-    killed = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    store = os.open(area.path, os.O_RDONLY)
-    signal.alarm(20)  # no sleep: flock returns when the last worker is gone
-    fcntl.flock(store, fcntl.LOCK_EX)
-    signal.alarm(0)
-    os.close(store)
-    assert len(everything(area)) > 2000
+def test_no_more_go_in_a_second_than_may(
+    area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any]
+) -> None:
+    for number in range(60):
+        area.file(f"{number % 4}/{number}", days=9)
+    began = time.monotonic()
+    report = prune.prune(request_for(area, max_age="1d"), make_run(effort=Effort(max_rate=100)))
+    assert report.removed.entries == 60
+    assert time.monotonic() - began >= 0.59
+
+
+def test_a_shutdown_does_not_wait_for_a_slow_rate(
+    area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any]
+) -> None:
+    for layout in ("files", "trees"):
+        store = area if layout == "files" else type(area)(area.path.with_name("trees"))
+        for number in range(9):
+            store.file(f"{number}/file", days=9)
+            os.utime(store.at(str(number)), (0, 0))
+        shutdown = Shutdown().listen()
+        stop = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+        stop.start()
+        began = time.monotonic()
+        run = make_run(shutdown=shutdown, effort=Effort(max_rate=1))
+        report = prune.prune(request_for(store, layout, max_age="1d"), run)
+        assert time.monotonic() - began < 5
+        stop.join()
+        assert report.interrupted
+        assert report.removed.entries < 9
+
+
+def test_threads_are_added_while_they_gain_and_taken_back_where_they_do_not() -> None:
+    waiting = Pace(16)
+    assert [waiting.observe(1000 * waiting.size) for _ in range(6)] == [4, 8, 16, 16, 16, 16]
+    computing = Pace(16)
+    sizes = [computing.observe(1000) for _ in range(100)]
+    assert sizes[:3] == [4, 2, 2]
+    # Tried again, and less and less often.
+    assert 3 <= sizes.count(4) <= 6
+    assert set(sizes) == {2, 4}
+    best_at_eight = Pace(16)
+    sizes = [best_at_eight.observe(1000 * min(best_at_eight.size, 8)) for _ in range(100)]
+    assert sizes.count(8) > 80
+
+
+@pytest.mark.parametrize("limits", ["max_age=1", "max_entries=1"])
+def test_memory_is_flat_by_age_and_small_by_number(area: Any, limits: str) -> None:
+    """Peak memory of a process at two sizes, in KiB."""
+    program = """if True:
+        import resource, sys
+        from besom.policy import Policy, Store
+        from besom.prune import Request, prune
+        from besom.run import Run
+        from besom.effort import Effort
+        limit, path = sys.argv[1].split("="), sys.argv[2]
+        report = prune(Request(Store(path, "files", Policy(**{limit[0]: int(limit[1])}))), Run())
+        assert report.removed.entries >= int(sys.argv[3]) - 1, report
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    peaks = []
+    for files in (2_000, 60_000):
+        for number in range(files):
+            name = f"{area.path}/{number % 64:02}/{number:016x}"
+            if number < 64:
+                os.makedirs(os.path.dirname(name), exist_ok=True)
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT))
+            os.utime(name, (number, number))
+        command = [sys.executable, "-c", program, limits, str(area.path), str(files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+
+    # A plan of them all takes some 30 bytes for each, beside what is being removed.
+    assert peaks[1] - peaks[0] < (3000 if "age" in limits else 6000)
