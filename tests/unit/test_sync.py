@@ -418,7 +418,7 @@ def test_a_second_refresh_gives_up_after_its_timeout(scene: Scene) -> None:
         assert len(scene.files) == 1
     os.close(fd)
     assert "one is being refreshed by" in str(report.held[0])
-    assert re.search(r"waited [\d.]+s\. Let it finish, or raise lock_timeout\.$", str(report.held[0]))
+    assert re.search(r"waited [\d.]+m?s\. Let it finish, or raise lock_timeout\.$", str(report.held[0]))
 
 
 def test_many_refreshes_of_one_file_at_once_fetch_it_once(scene: Scene) -> None:
