@@ -123,7 +123,8 @@ class Survey:
     def refused(self, depth: int, error: OSError) -> None:
         """The directory above is read again next time, and what is refused looked at again."""
         del self._way[depth + 1 :]
-        if isinstance(error, Moved) or not self._way:
+        # A directory that is unchanged has those below it that it had.
+        if isinstance(error, Moved) or not self._way or self._state[self._way[-1]] == _HELD:
             self.failed = True
         else:
             self._set(self._way[-1], "ctime", NEVER)
