@@ -34,7 +34,7 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "entries_after": ("count", "entries that are there now; null where nobody has looked"),
     "measured": (
         "text",
-        "`walk`: all was read; `index`: what has changed; `part`: until a signal; `statvfs`: only free space",
+        "`walk`: all; `index`: what has changed; `part`: until a signal; `statvfs`: only free space",
     ),
     "kept": ("integer", "entries that would have gone, and are in use or not besom's to remove"),
     "duration_s": ("seconds", "how long it took"),
