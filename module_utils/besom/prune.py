@@ -22,7 +22,6 @@ from .layouts import read_store
 from .mounts import mount_of
 from .own_names import ORPHAN
 from .policy import Policy, Store
-from .removal import Place, Remover
 from .report import CAP, INDEX, PART, STATVFS, WALK, Report, Tally
 from .root import Root
 from .run import Forecast, Run
@@ -31,6 +30,7 @@ from .tree import Cursor, Removal, file_forbids, finish_trash, has_trash, remove
 from .units import format_size, printable
 
 if TYPE_CHECKING:
+    from .removal import Remover
     from .survey import Looked, Memory
 
 _ST_NOATIME = 1024  # statvfs(3)
@@ -118,6 +118,9 @@ class Ahead:
             if self.remover is None:
                 self.begin()
                 lru = self._request.store.policy.order == "lru"
+                # 15 ms on a module's arrival, here and below.
+                from .removal import Remover
+
                 remover = Remover(found, lru, self._run, self._listed, lambda: self.total)
                 self.remover = self._stack.enter_context(remover)
             chunk.victims = bytearray(b"\1" * len(chunk))
@@ -368,6 +371,8 @@ def _rows(found: Inventory, chunk: Chunk) -> Iterator[tuple[int, str, int]]:
 
 def _drop_forbidden(found: Inventory) -> int:
     """Take victims that are immutable or append-only out of the tables, as anomalies; returns how many."""
+    from .removal import Place
+
     place = Place(found)
     dropped, here = 0, -1
     error: OSError | None = None
@@ -484,6 +489,10 @@ class _Execution:
         with ExitStack() as stack:
             remover = ahead.remover if ahead else None
             if ahead is None or remover is None:
+                if not self.total:
+                    return
+                from .removal import Remover
+
                 lru = self.plan.request.store.policy.order == "lru"
                 listed = {item["path"] for item in report.victims.items}
                 remover = stack.enter_context(Remover(self.found, lru, self.run, listed, lambda: self.total))
