@@ -14,6 +14,7 @@ import re
 import stat
 import sys
 import time
+from calendar import timegm
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -60,10 +61,23 @@ _SYNCFS_ON = ("btrfs", "ext3", "ext4", "xfs")
 _Patient = Callable[[Callable[[], Any]], Any]
 
 
-def old_name(name: str, now: int) -> str:
-    """The name that a tree gets when another takes its place; now in ns since the epoch."""
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9))
-    return f".besom-old-{name}-{stamp}.{now % 10**9 // 1000:06}"
+def old_name(name: str, now: int, after: str = "") -> str:
+    """The name that a tree gets when another takes its place; now in ns since the epoch.
+
+    after: the newest such name there is. Of a clock that was put back comes a later one all the same, since
+    the names tell which version is the oldest.
+    """
+    made = _stamped(name, now)
+    if made > after:
+        return made
+    stamp, _dot, micro = after[-len("20260228T120000.000000") :].partition(".")
+    seconds = timegm(time.strptime(stamp, "%Y%m%dT%H%M%S"))
+    return _stamped(name, seconds * 10**9 + (int(micro) + 1) * 1000)
+
+
+def _stamped(name: str, moment: int) -> str:
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(moment // 10**9))
+    return f".besom-old-{name}-{stamp}.{moment % 10**9 // 1000:06}"
 
 
 def is_old(entry: str, name: str) -> bool:

@@ -409,7 +409,8 @@ class _Install:
         if there and there.tells_the_same(mark):
             return
         name = self._request.name
-        tree.commit(old_name(name, self._run.now()) if state.exists else None, deadline)
+        newest = state.old[-1] if state.old else ""
+        tree.commit(old_name(name, self._run.now(), newest) if state.exists else None, deadline)
         self._report.action = "upgraded" if state.exists else "installed"
 
     def _finish(self) -> None:

@@ -26,7 +26,7 @@ from .report import CAP, INDEX, PART, STATVFS, WALK, Report, Tally
 from .root import Root
 from .run import Forecast, Run
 from .selection import Chunk, Goals, choose, tally
-from .tree import Cursor, Removal, file_forbids, finish_trash, has_trash, remove_tree
+from .tree import Cursor, Removal, file_forbids, finish_trash, has_trash, is_directory, remove_tree
 from .units import format_size, printable
 
 if TYPE_CHECKING:
@@ -289,15 +289,7 @@ def _note_absent(planned: Plan) -> None:
             for step in way:
                 cursor.enter(step)
             name += ".json" if store.layout == "sessions" else ""
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(name, flags, dir_fd=cursor.fd))
-            # Without asking a file system that may hang whether it is a directory.
-            is_dir = True
-            try:
-                os.close(os.open(name, flags | os.O_DIRECTORY, dir_fd=cursor.fd))
-            except NotADirectoryError:
-                is_dir = False
-            if is_dir != (store.layout == "trees"):
+            if is_directory(name, cursor.fd) != (store.layout == "trees"):
                 raise FileNotFoundError(id_)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             report.failures.add(os.path.join(found.root.path, id_), "is no entry")

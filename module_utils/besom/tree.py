@@ -230,6 +230,17 @@ def file_forbids(name: str, dir_fd: int) -> str:
         os.close(fd)
 
 
+def is_directory(name: str, dir_fd: int) -> bool:
+    """Whether a name is a directory, without asking a file system that may hang. Raises OSError."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(name, flags, dir_fd=dir_fd))
+    try:
+        os.close(os.open(name, flags | os.O_DIRECTORY, dir_fd=dir_fd))
+    except NotADirectoryError:
+        return False
+    return True
+
+
 def can_write(fd: int) -> bool:
     """Whether this process may remove names from an open directory, as far as modes and mounts tell."""
     return os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True)
@@ -470,8 +481,7 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
         found = _verify(cursor, trash, (locked.st_dev, locked.st_ino))
         if found.identity == planned and not found.blocked:
             return empty(cursor, trash, path, found.freed, (locked.st_dev, locked.st_ino))
-        is_dir = stat.S_ISDIR(os.lstat(trash, dir_fd=cursor.fd).st_mode)
-        back = put_back(cursor.fd, trash, cursor.fd, name, is_dir)
+        back = put_back(cursor.fd, trash, cursor.fd, name, is_directory(trash, cursor.fd))
         return Removal(blocked=found.blocked or Blocked(cursor.path(back), CHANGED))
     except OSError as error:
         return refusal(path, error)

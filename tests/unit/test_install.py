@@ -66,6 +66,9 @@ class Place:
         self.path, self._mirror, self._seconds = path, mirror, 1_700_000_000
         path.mkdir()
 
+    def set_clock(self, seconds: int) -> None:
+        self._seconds = seconds
+
     def now(self) -> int:
         self._seconds += 1
         return self._seconds * 10**9
@@ -194,6 +197,17 @@ def test_an_upgrade_keeps_as_many_old_versions_as_asked(mirror: Mirror, place: P
     report = predicts(place, file=file, keep=0)
     assert (report.action, report.changed, report.removed.entries) == ("", True, 2)
     assert place.names == ["app"]
+
+
+def test_a_clock_that_was_put_back_does_not_make_the_newest_old_version_the_oldest(
+    mirror: Mirror, place: Place
+) -> None:
+    place.install(mirror.add("/app.tgz", app("1")), keep=1)
+    for version, clock in (("2", 4_300_000_000), ("3", 1_700_000_000), ("4", 1_600_000_000)):
+        place.set_clock(clock)
+        place.install(mirror.add("/app.tgz", app(version)), keep=1)
+        (old,) = [name for name in place.names if name != "app"]
+        assert place.version(old) == str(int(version) - 1)
 
 
 def test_an_upgrade_that_keeps_nothing_leaves_nothing(mirror: Mirror, place: Place) -> None:
