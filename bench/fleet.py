@@ -150,4 +150,5 @@ def fleet(ground: Ground) -> Iterator[Contest]:
                 contender("a play of one ping", tasks=[PING]),
             ],
             unit="host",
+            rounds=1,
         )

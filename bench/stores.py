@@ -85,11 +85,12 @@ class Stores:
 
     def __init__(self, ground: Ground, files: int) -> None:
         self.ground, self.files = ground, files
-        # Of a tree that takes minutes to make, one round says enough.
-        self.rounds = 1 if files >= 1_000_000 else None
+        # Of a tree that takes minutes to make, one round says enough, of those that have a bar.
+        self.large = files >= 1_000_000
+        self.rounds = 1 if self.large else None
         self.states = (MEMORY,) if ground.fs == "tmpfs" else (DISK, MEMORY)
         # Cold caches are the whole machine's.
-        if ground.fs != "tmpfs" and not ground.quick and os.geteuid() == 0:
+        if ground.fs != "tmpfs" and not (ground.quick or self.large) and os.geteuid() == 0:
             self.states += (COLD,)
         # A file system in a file does not wait for a disk as one that lies on it does.
         self.on_a_disk = ground.fs == "here"
@@ -130,13 +131,21 @@ class Stores:
                 [
                     self.contender(AGE, OLD, nothing, *most.get(state, ()), state=state),
                     self.contender("systemd-tmpfiles --clean", tmpfiles, nothing, state=state),
-                    self.contender("tmpreaper --mtime", tmpreaper, nothing, state=state),
+                    *(
+                        []
+                        if self.large
+                        else [self.contender("tmpreaper --mtime", tmpreaper, nothing, state=state)]
+                    ),
                     self.contender(FIND, find_old, nothing, state=state),
                 ],
-                rounds=self.rounds,
+                rounds=1 if state == COLD else self.rounds,
             )
 
     def size(self) -> Iterator[Contest]:
+        def lru(state: str) -> Contender:
+            to_half = prune_to_half("files", "--order", "lru")
+            return self.contender(f"{TO_HALF} --order lru", to_half, younger_half, state=state)
+
         for state in self.states:
             bars = (Bar("ratio", 0.4),) if state == DISK and self.on_a_disk else ()
             yield Contest(
@@ -144,35 +153,34 @@ class Stores:
                 self.title("Size prune to half, oldest first", state),
                 [
                     self.contender(TO_HALF, prune_to_half("files"), younger_half, *bars, state=state),
-                    self.contender(
-                        f"{TO_HALF} --order lru",
-                        prune_to_half("files", "--order", "lru"),
-                        younger_half,
-                        state=state,
-                    ),
+                    *([] if self.large else [lru(state)]),
                     self.contender(TOLD, find_victims, younger_half, state=state),
                 ],
-                rounds=self.rounds,
+                rounds=1 if state == COLD else self.rounds,
             )
 
     def trees(self) -> Iterator[Contest]:
+        if self.large:
+            return
         ours = self.contender(AGE, prune("trees", "--max-age", "1d"), nothing, layout="trees")
         theirs = self.contender("find -exec rm -rf", find_old_trees, nothing, layout="trees")
         yield Contest(
             "trees",
             self.title("Trees of 64 files, all of them old", DISK),
             [ours, theirs],
-            rounds=self.rounds,
+            rounds=1,
         )
 
     def sessions(self) -> Iterator[Contest]:
+        if self.large:
+            return
         ours = self.contender(TO_HALF, prune_to_half("sessions"), younger_half, layout="sessions")
         theirs = self.contender(TOLD, find_victims, younger_half, layout="sessions")
         yield Contest(
             "sessions",
             self.title("Sessions to half by `created_at`, one JSON and one file each", DISK),
             [ours, theirs],
-            rounds=self.rounds,
+            rounds=1,
         )
 
     def memory(self) -> Iterator[Contest]:
@@ -249,5 +257,5 @@ class Stores:
             self.title("SIGTERM in the middle of a prune to one file, `drain_timeout: 0`", DISK),
             [Contender("until the daemon is gone", run, (Bar("ms", 100),))],
             compared="",
-            rounds=self.rounds,
+            rounds=1,
         )
