@@ -71,7 +71,9 @@ def parse() -> argparse.Namespace:
         metavar="N",
         help="of a tree (default 200000); can be repeated",
     )
-    parser.add_argument("--large", action="store_true", help=f"and {LARGE:,} files, one round, of what has a bar")
+    parser.add_argument(
+        "--large", action="store_true", help=f"and {LARGE:,} files, one round of what has a bar"
+    )
     parser.add_argument("--rounds", type=count, default=3, metavar="N", help="of each (default 3)")
     parser.add_argument(
         "--fs",
