@@ -64,11 +64,11 @@ class Forecast:
 class Run:
     """dry_run: plan only. lock_timeout in seconds, 0 = do not wait; lock_option: what to call it in messages.
 
-    waiting is told in a sentence whom a lock is waited for, and waited, once that lock is there, of which
-    path it is and how many seconds it took; output is told what a hook has printed; now gives ns since the
-    epoch; index_dir is where it is remembered what stores came to, empty for a run that walks all of them,
-    and reconcile how long (ns) that may stand for a walk; effort is how hard a removal may press the host;
-    shared_lock makes the lock that several machines see, from the path of a store.
+    waiting is told in a sentence whom a lock, or what an interruption, waits for, and waited, once that lock
+    is there, of which path it is and how many seconds it took; output is told what a hook has printed; now
+    gives ns since the epoch; index_dir is where it is remembered what stores came to, empty for a run that
+    walks all of them, and reconcile how long (ns) that may stand for a walk; effort is how hard a removal
+    may press the host; shared_lock makes the lock that several machines see, from the path of a store.
     """
 
     dry_run: bool = False

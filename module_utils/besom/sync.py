@@ -36,7 +36,7 @@ from .report import Noted, Report
 from .root import Root
 from .run import Run
 from .transfer import BLOCK, DEFAULT_RETRIES, Figures, Transfer, leave, look
-from .units import Share, printable
+from .units import Share, format_duration, printable
 
 DEFAULT_PARALLEL = 4
 DEFAULT_DRAIN_S = 30.0
@@ -465,6 +465,11 @@ class _Sync:
                 drained = now + drain_timeout
                 for job in crew.stop():
                     self._failed(at_work.pop(artifact_of(job).dest), Cut())
+                if at_work and shutdown.requested:
+                    self.run.waiting(
+                        f"What is in flight has {format_duration(drain_timeout)} to come to its end; "
+                        "a second signal cuts it."
+                    )
             if (now >= drained or (shutdown.hurry and shutdown.requested)) and not self.cutoff.is_cut:
                 cut_at = now
                 self._cut()

@@ -95,6 +95,14 @@ class Mirror:
             came = self.changed.wait_for(lambda: len(self.of(path, method)) >= number, PATIENCE_S)
         assert came, f"nobody asked for {path}"
 
+    def first_of(self, one: str, other: str) -> tuple[str, str]:
+        """Wait until one of two files is fetched; their names, that one first."""
+        with self.changed:
+            came = self.changed.wait_for(lambda: self.of(one) or self.of(other), PATIENCE_S)
+            assert came, f"nobody asked for {one} or {other}"
+            first, second = (one, other) if self.of(one) else (other, one)
+        return first.lstrip("/"), second.lstrip("/")
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
