@@ -45,7 +45,7 @@ from .recorder import Recorder
 from .test_kills import renaming_in_place
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1500 if ALL else 300)]
-ROUNDS, CUTS = (60, 300) if ALL else (6, 8)
+ROUNDS, CUTS = (40, 300) if ALL else (6, 8)
 FILES = 3
 # So many a prune leaves; the newest of them are there, however coarse the clock of the file system is.
 KEPT, NEWEST = 6, 3
