@@ -255,6 +255,7 @@ def _is_sound(status: Any) -> bool:
         and (process is None or (_are_counts(process.pid) and _are_texts(process.token)))
         and all(time_ is None or _are_times(time_) for time_ in (status.since, status.next_run))
         and _are_times(status.stop_timeout)
+        and status.stop_timeout >= 0
         and _are_counts(status.answered, status.runs, status.reloads)
         and isinstance(status.config, str)
         and isinstance(status.warnings, list)
@@ -290,8 +291,8 @@ def _are_counts(*values: Any) -> bool:
 
 
 def _are_times(*values: Any) -> bool:
-    # Times and durations in seconds; infinities and NaN are neither.
-    return all(type(value) in (int, float) and 0 <= value < 2**40 for value in values)
+    # Seconds since the epoch, or before it where the clock is that wrong; infinities and NaN are none.
+    return all(type(value) in (int, float) and -(2**40) < value < 2**40 for value in values)
 
 
 def _are_texts(*values: Any) -> bool:

@@ -29,7 +29,9 @@ RUNS, SWAPS = (25, 4000) if ALL else (4, 500)
 SECONDS = 240.0
 BESOM = [name for name in OPERATIONS if OPERATIONS[name]]
 NAIVE = [name for name in OPERATIONS if not OPERATIONS[name]]
-PAIRS = [(operation, attack) for operation in BESOM for attack in ATTACKS]
+# Where entries are files nothing goes through a trash; what empties a store takes what is young as well.
+POINTLESS = {("files", "trash"), ("clean", "trash"), ("clean", "fresh")}
+PAIRS = [(one, attack) for one in BESOM for attack in ATTACKS if (one, attack) not in POINTLESS]
 SELECTION = [(operation, "all") for operation in BESOM] + [("trees", "fresh"), ("files", "links")]
 
 pytestmark = pytest.mark.root
@@ -74,9 +76,6 @@ def race(tmp_path: Path, swapper: Path) -> Race:
 
 @pytest.mark.parametrize(("operation", "attack"), PAIRS if ALL else SELECTION)
 def test_nothing_outside_changes(race: Race, tried: Tried, operation: str, attack: str) -> None:
-    # Where entries are files nothing goes through a trash.
-    if attack == "trash" and operation in ("files", "clean"):
-        pytest.skip("no trash to attack")
     found = race(operation, attack, RUNS, SWAPS)
     assert found["wrong"] == []
     assert found["runs"] >= RUNS

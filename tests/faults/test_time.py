@@ -284,6 +284,8 @@ def test_a_clock_that_is_put_back_removes_nothing_and_stops_nothing(
         assert keeper.left() == FRESH
         # A session of the future is an anomaly, which somebody is to look at: no reason to fail.
         assert host.daemon("status")["last_run"]["outcome"] == "done"
+        shown = subprocess.run(host.command("daemon", "status"), env=host.environment(), check=False)
+        assert shown.returncode == 0
     clock.set(0)
     keeper.run_once()
     assert keeper.left() == FRESH
