@@ -15,7 +15,7 @@ from typing import Callable, Generic, TypeVar
 
 Job = TypeVar("Job")
 
-_FIRST = 2
+_FIRST = 4
 # Long enough to tell a gain from chance, short enough to be there within the first half second.
 _WINDOW_S = 0.1
 _LEAST = 50
@@ -30,24 +30,29 @@ class Pace:
     """How many threads there should be, from what they get done in a second."""
 
     def __init__(self, most: int) -> None:
-        self.size = min(_FIRST, most)
+        self.size = self._least = min(_FIRST, most)
         self._most = most
         # What so many did before the last step up; nothing is known to be compared with at first.
         self._before = 0.0
         self._rest, self._resting = _REST, 0
+        # One window may be bad by chance.
+        self._doubted = False
 
     def observe(self, rate: float) -> int:
         """Take note of a rate that was reached by size threads; returns how many there should be now."""
         if self._resting:
             self._resting -= 1
+        elif rate < self._before * _GAIN and not self._doubted:
+            self._doubted = True
         elif rate < self._before * _GAIN:
             # The last step gained nothing: take it back, and try it again later, and later still.
-            self.size = max(1, self.size // 2)
-            self._before, self._resting = 0.0, self._rest
+            self.size = max(self._least, self.size // 2)
+            self._before, self._resting, self._doubted = 0.0, self._rest, False
             self._rest = min(2 * self._rest, _LONGEST_REST)
-        elif self.size < self._most:
-            self.size = min(2 * self.size, self._most)
-            self._before = rate
+        else:
+            self._doubted = False
+            if self.size < self._most:
+                self.size, self._before = min(2 * self.size, self._most), rate
         return self.size
 
 

@@ -243,16 +243,19 @@ def test_a_shutdown_does_not_wait_for_a_slow_rate(
 
 def test_threads_are_added_while_they_gain_and_taken_back_where_they_do_not() -> None:
     waiting = Pace(16)
-    assert [waiting.observe(1000 * waiting.size) for _ in range(6)] == [4, 8, 16, 16, 16, 16]
+    assert [waiting.observe(1000 * waiting.size) for _ in range(6)] == [8, 16, 16, 16, 16, 16]
     computing = Pace(16)
     sizes = [computing.observe(1000) for _ in range(100)]
-    assert sizes[:3] == [4, 2, 2]
+    # Once may be chance.
+    assert sizes[:4] == [8, 8, 4, 4]
     # Tried again, and less and less often.
-    assert 3 <= sizes.count(4) <= 6
-    assert set(sizes) == {2, 4}
+    assert 3 <= sizes.count(8) / 2 <= 6
+    assert set(sizes) == {4, 8}
     best_at_eight = Pace(16)
     sizes = [best_at_eight.observe(1000 * min(best_at_eight.size, 8)) for _ in range(100)]
     assert sizes.count(8) > 80
+    alone = Pace(1)
+    assert [alone.observe(1000) for _ in range(9)] == [1] * 9
 
 
 @pytest.mark.parametrize("limits", ["max_age=1", "max_entries=1"])
