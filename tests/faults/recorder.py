@@ -26,15 +26,14 @@ import pytest
 from ..host.conftest import Mount, need, unmount, wait_for_mount
 
 MiB = 1024**2
-# Size of the image; how it is made and mounted; whether a cut loses some of what was not flushed. No early
-# allocation at a rename helps who forgets an fsync. The log of XFS has room for all: once it has been full,
-# some of the images cannot be mounted, and whether that is its fault or this recorder's is not known.
+# Size of the image; how it is made and mounted. No early allocation at a rename helps who forgets an fsync.
 KINDS = {
-    "ext4": (64 * MiB, ["mkfs.ext4", "-qF", "-E", "nodiscard"], "noauto_da_alloc,commit=1", True),
-    "xfs": (1024 * MiB, ["mkfs.xfs", "-qfK", "-l", "size=240m"], "logbufs=2", False),
+    "ext4": (64 * MiB, ["mkfs.ext4", "-qF", "-E", "nodiscard"], "noauto_da_alloc,commit=1"),
+    "xfs": (300 * MiB, ["mkfs.xfs", "-qfK"], "logbufs=2"),
 }
 _NAME = b"image"
 _MOST = 128 * 1024
+_PATIENCE_S = 30.0
 # linux/fuse.h
 _HEADER, _ANSWER = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
 _ATTRIBUTES = struct.Struct("<QQQQQQIIIIIIIIII")
@@ -131,7 +130,9 @@ class Recorder:
     """A file system of a kind on a disk that is recorded from the first write after its making."""
 
     def __init__(self, kind: str, tmp_path: Path, mount: Mount) -> None:
-        size, command, self._options, self._cached = KINDS[kind]
+        size, command, self._options = KINDS[kind]
+        # A mount namespace that another process has made meanwhile may keep the last one alive.
+        self._again = ",nouuid" if kind == "xfs" else ""
         need(command[0])
         memory = mount(tmp_path / "memory", "-t", "tmpfs", "-o", "size=3g", "tmpfs")
         self._before, self._log = memory / "before", memory / "log"
@@ -194,7 +195,7 @@ class Recorder:
     ) -> Iterator[tuple[int, Path]]:
         """For each of these counts: when the power goes out, and what is mounted after it was cut there.
 
-        Every other time all that was written is there, else only some of what was not flushed (see KINDS).
+        Every other time all that was written is there, else only some of what was not flushed.
         """
         flushed = 0
         with self._log.open("rb") as log:
@@ -204,16 +205,18 @@ class Recorder:
                 )
                 self._apply(self._before, log.fileno(), written[flushed:last])
                 flushed = last
+                # A new file: the last one may be alive still, and written to.
+                self._after.unlink(missing_ok=True)
                 copy(self._before, self._after)
                 unflushed = written[flushed:count]
-                if number % 2 and self._cached:
+                if number % 2:
                     unflushed = [one for one in unflushed if dice.random() < 0.5]
                 self._apply(self._after, log.fileno(), unflushed)
-                subprocess.run(["mount", "-o", "loop", self._after, self._at], check=True)
+                subprocess.run(["mount", "-o", f"loop{self._again}", self._after, self._at], check=True)
                 try:
                     yield written[count].when, self._at
                 finally:
-                    unmount(self._at)
+                    unmount_whole(self._at)
 
     def _apply(self, image: Path, log: int, written: list[Written]) -> None:
         fd = os.open(image, os.O_WRONLY)
@@ -223,6 +226,17 @@ class Recorder:
                     os.pwrite(fd, os.pread(log, one.size, one.place), one.offset)
         finally:
             os.close(fd)
+
+
+def unmount_whole(at: Path) -> None:
+    """Unmount it once nothing uses it any more: threads and mount's own helpers end in their own time.
+
+    Never lazily: what is still alive below would write to the file of the next cut.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while (done := subprocess.run(["umount", at], capture_output=True, text=True, check=False)).returncode:
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.02)
 
 
 def copy(source: Path, target: Path) -> None:
