@@ -103,6 +103,38 @@ def mount(request: pytest.FixtureRequest) -> Mount:
     return mount
 
 
+@pytest.fixture
+def mounted(tmp_path: Path, mount: Mount) -> Callable[[str], Path]:
+    """mounted(kind): a new, empty file system of this kind."""
+
+    def image(kind: str, mebibytes: int, *options: str) -> Path:
+        memory = mount(tmp_path / "memory", "-t", "tmpfs", "-o", "size=256m", "tmpfs")
+        with (memory / "image").open("wb") as stream:
+            stream.truncate(mebibytes * 1024**2)
+        subprocess.run([need(f"mkfs.{kind}"), "-q", *options, memory / "image"], check=True)
+        return mount(tmp_path / kind, "-o", "loop", memory / "image")
+
+    def mounted(kind: str) -> Path:
+        at = tmp_path / kind
+        if kind.startswith("ext"):
+            return image(kind, 32, "-F")
+        if kind == "xfs":
+            return image(kind, 320)
+        if kind == "btrfs":
+            return image(kind, 128)
+        if kind == "tmpfs":
+            return mount(at, "-t", "tmpfs", "-o", "size=32m", "tmpfs")
+        for name in ("lower", "upper", "work"):
+            (tmp_path / name).mkdir()
+        if kind == "fuse.bindfs":
+            need("bindfs")
+            return mount(at, "-t", kind, tmp_path / "upper")
+        layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+        return mount(at, "-t", "overlay", "-o", layers, "overlay")
+
+    return mounted
+
+
 def unmount(at: Path) -> None:
     if subprocess.run(["umount", at], capture_output=True, check=False).returncode:
         subprocess.run(["umount", "--lazy", at], capture_output=True, check=False)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Callable
 
@@ -18,44 +17,9 @@ from besom.inventory import Inventory, read_files, read_trees
 from besom.root import Root
 from besom.run import Run
 
-from .conftest import Mount, need
-
 pytestmark = pytest.mark.root
-MIB = 1024**2
 # More files than are synced one by one.
 FILES = 80
-
-
-@pytest.fixture
-def mounted(tmp_path: Path, mount: Mount) -> Callable[[str], Path]:
-    """mounted(kind): a new, empty file system of this kind."""
-
-    def image(kind: str, mebibytes: int, *options: str) -> Path:
-        memory = mount(tmp_path / "memory", "-t", "tmpfs", "-o", "size=256m", "tmpfs")
-        with (memory / "image").open("wb") as stream:
-            stream.truncate(mebibytes * MIB)
-        subprocess.run([need(f"mkfs.{kind}"), "-q", *options, memory / "image"], check=True)
-        return mount(tmp_path / kind, "-o", "loop", memory / "image")
-
-    def mounted(kind: str) -> Path:
-        at = tmp_path / kind
-        if kind == "ext4":
-            return image(kind, 32, "-F")
-        if kind == "xfs":
-            return image(kind, 320)
-        if kind == "btrfs":
-            return image(kind, 128)
-        if kind == "tmpfs":
-            return mount(at, "-t", "tmpfs", "-o", "size=32m", "tmpfs")
-        for name in ("lower", "upper", "work"):
-            (tmp_path / name).mkdir()
-        if kind == "fuse.bindfs":
-            need("bindfs")
-            return mount(at, "-t", kind, tmp_path / "upper")
-        layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
-        return mount(at, "-t", "overlay", "-o", layers, "overlay")
-
-    return mounted
 
 
 def install(root: Root, content: str, aside: str | None = None) -> None:
