@@ -322,7 +322,10 @@ def test_claims_that_lead_in_a_circle_are_nobodys_proof(area: Any, root: Root) -
         pytest.fail("taken without a proof")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "[" * 100_000, "a symlink", "a directory"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"pid": 1}', pytest.param("[" * 100_000, id="deep"), "a symlink", "a directory"],
+)
 def test_a_file_that_cannot_be_read_is_held_until_a_person_breaks_it(
     area: Any, root: Root, content: str
 ) -> None:
