@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Callable
+from typing import IO, BinaryIO, Callable, cast
 
 from .archive import CHUNK, LONGEST_NAME, BadArchive, Member, damaged, decode, too_many
 from .inflate import MOST_MEMORY
@@ -162,8 +162,7 @@ def _content(
 
 def _dictionary(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     """The bytes of memory that what is packed by LZMA asks for (APPNOTE.TXT, 4.3.7 and 5.8.8)."""
-    archive = opened.fp
-    assert archive  # noqa: S101 (for mypy: it is open)
+    archive = cast("IO[bytes]", opened.fp)  # it is open
     archive.seek(info.header_offset)
     name, extra = struct.unpack("<26xHH", archive.read(30))
     archive.seek(name + extra, os.SEEK_CUR)

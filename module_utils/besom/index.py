@@ -96,7 +96,7 @@ class Index:
             raise ValueError("not an index")
         head = json.loads(data[_CHECKSUM_BYTES:end])
         counts = [head[name] for name in ("rows", "links", "names", "walked", "shared")]
-        if not (isinstance(head["subject"], dict) and all(type(n) is int and n >= 0 for n in counts)):
+        if not (isinstance(head["subject"], dict) and all(isinstance(n, int) and n >= 0 for n in counts)):
             raise ValueError("not a head")
         index = cls(head["subject"], head["walked"])
         index.shared = head["shared"]

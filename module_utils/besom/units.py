@@ -73,7 +73,9 @@ def parse_count(value: Any, name: str = "count") -> int:
 def parse_factor(value: Any, name: str = "factor") -> float:
     """A number of zero or more. Raises UsageError for anything else."""
     try:
-        number = Decimal(_text(value))
+        text = _text(value)
+        # Of what Decimal reads, 2_ is a misprint.
+        number = Decimal(text if "_" not in text else -1)
     except InvalidOperation:
         number = Decimal(-1)
     if number.is_finite() and 0 <= number <= 1000:

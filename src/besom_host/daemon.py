@@ -11,8 +11,11 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import IO, Any
 
+import besom
 from besom.drain_flag import PATH as FLAG
 from besom.drain_flag import is_draining
 from besom.errors import BesomError
@@ -317,8 +320,17 @@ def _utc(seconds: float) -> str:
         return "the end of the calendar"  # an interval may be 292 years
 
 
+def _load_all() -> None:
+    """Import what rooms import late: while a daemon lives, the file that besom runs from may be replaced."""
+    for room in iter_modules(besom.__path__, "besom."):
+        import_module(room.name)
+    for name in ("besom_host.seq", "besom_host.shared_lock", "yaml"):
+        import_module(name)
+
+
 def run_daemon(config: Config, env: Mapping[str, str], shutdown: Shutdown) -> int:
     """Be the daemon. Why it cannot be one is told to whoever started it."""
+    _load_all()
     try:
         return Daemon(config, env, shutdown).run()
     except BesomError as error:

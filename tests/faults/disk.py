@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from ..host.conftest import Mount, need, unmount
@@ -28,8 +29,8 @@ class Disk:
 
     def __init__(self, tmp_path: Path, mount: Mount) -> None:
         need("mkfs.ext4")
-        memory = mount(tmp_path / "memory", "-t", "tmpfs", "-o", "size=64m", "tmpfs")
-        self.image, self._copy, self._at = memory / "image", memory / "copy", tmp_path / "after"
+        memory = mount(tmp_path / "memory", "-t", "tmpfs", "-o", "size=4g", "tmpfs")
+        self.image, self._at, self._cuts = memory / "image", tmp_path / "after", count()
         with self.image.open("wb") as stream:
             stream.truncate(16 * 1024**2)
         subprocess.run(["mkfs.ext4", "-qF", self.image], check=True)
@@ -41,9 +42,13 @@ class Disk:
     @contextmanager
     def after_power_cut(self) -> Iterator[Path]:
         """The store as it would be found after the power had gone out now."""
-        shutil.copyfile(self.image, self._copy)
-        subprocess.run(["mount", "-o", "loop", self._copy, self._at], check=True)
+        # A file of its own: another mount namespace may keep the last one mounted, and mount(8) would take
+        # its loop device, with what that still knows.
+        copy = self.image.with_name(f"cut-{next(self._cuts)}")
+        shutil.copyfile(self.image, copy)
+        subprocess.run(["mount", "-o", "loop", copy, self._at], check=True)
         try:
             yield self._at / "store"
         finally:
             unmount(self._at)
+            copy.unlink()

@@ -136,7 +136,9 @@ class Crowd:
         """Whether a process has come to a good end of its work, which it did under the lock."""
         host, _space, daemon = name.partition(" ")
         if daemon:
-            return bool(StateDir(str(self.hosts[host].state_dir)).observe().runs)
+            # A run that gave the lock up is one, too.
+            last = StateDir(str(self.hosts[host].state_dir)).observe().last_run
+            return bool(last) and last["outcome"] == "done"
         statuses = self.path / name / "statuses"
         return statuses.exists() and "0" in statuses.read_text().split()
 
@@ -270,7 +272,7 @@ for thread in threads: thread.join()
 
 def words_of(kind: str, number: int, crowd: Crowd, mirror: Mirror) -> list[object]:
     """The command of one of many that is begun again and again."""
-    store, config = crowd.store, ["--config", os.devnull, "--lock-timeout", ("60s", "0")[number % 2]]
+    store, config = crowd.store, ["--config", os.devnull, "--lock-timeout", ("60s", "20s")[number % 2]]
     if kind == "housekeep":
         return [*crowd.hosts["cron"].command("housekeep", "--lock-timeout", "60s")]
     if kind == "prune":

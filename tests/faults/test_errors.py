@@ -157,7 +157,7 @@ def writing_in_place() -> Iterator[None]:
 
     with (
         patch("tests.faults.operations.write_durably", write),
-        patch("besom_host.metrics.write_durably", write),
+        patch("besom.durable.write_durably", write),
     ):
         yield
 

@@ -6,6 +6,7 @@ One table for two drivers: hypothesis (test_wild.py) and a coverage-guided fuzze
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -85,12 +86,15 @@ def _bounded(seconds: float) -> Iterator[None]:
     with open("/proc/self/statm") as stream:
         now = int(stream.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + MOST_MEMORY, hard))
-    # Of the process, whatever else the machine is busy with.
+    # Of the process, whatever else the machine is busy with; what earlier inputs have left is not its either.
+    gc.collect()
+    gc.disable()
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        gc.enable()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.signal(signal.SIGVTALRM, before)
 

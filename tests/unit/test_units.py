@@ -139,7 +139,23 @@ def test_a_factor_is_a_number_from_0_to_1000(text: object, number: float) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["", "-1", -0.5, "nan", "sNaN", "inf", "1e9999", "1001", True, None, "x", "9" * 5000, 9**5000, "\u0661"],
+    [
+        "",
+        "-1",
+        -0.5,
+        "nan",
+        "sNaN",
+        "inf",
+        "1e9999",
+        "1001",
+        True,
+        None,
+        "x",
+        "9" * 5000,
+        9**5000,
+        "\u0661",
+        "2_",
+    ],
     ids=label,
 )
 def test_what_is_no_factor_is_refused(text: object) -> None:
