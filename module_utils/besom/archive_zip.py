@@ -162,7 +162,7 @@ def _content(
 
 def _dictionary(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     """The bytes of memory that what is packed by LZMA asks for (APPNOTE.TXT, 4.3.7 and 5.8.8)."""
-    archive = cast("IO[bytes]", opened.fp)  # it is open
+    archive = cast(IO[bytes], opened.fp)  # it is open
     archive.seek(info.header_offset)
     name, extra = struct.unpack("<26xHH", archive.read(30))
     archive.seek(name + extra, os.SEEK_CUR)
