@@ -178,6 +178,14 @@ class Arena:
             os.utime(spare, (THEN, THEN), follow_symlinks=False)
         return f"{word}\t{path.parent}\t{path.name}\t{other}\n"
 
+    def unmount(self) -> None:
+        """Unmount what the attacker could not: mounted on a tree just as that got a name of the trash."""
+        with open("/proc/self/mountinfo") as stream:
+            paths = [line.split()[4] for line in stream]
+        for path in reversed(paths):
+            if path.startswith(f"{self.store}/"):
+                subprocess.run(["umount", "--lazy", path], check=True)
+
     def wrong(self) -> Iterator[str]:
         """What must not be, once all is unmounted."""
         after = state(self.outside)
@@ -300,6 +308,7 @@ def race(options: argparse.Namespace) -> Found:
         status, report, errors = run(work, top, options.slow)
         found.swaps += attacker.counter - before
         attacker.stop()
+        arena.unmount()
         found.runs += 1
         found.wrong += [*judge(status, report, errors), *arena.wrong()]
         for kind in ("kept", "anomalies", "failures"):
