@@ -12,15 +12,9 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from http.client import (  # type: ignore[attr-defined]
-    HTTPConnection,
-    HTTPException,
-    HTTPResponse,
-    UnknownProtocol,
-    _read_headers,
-)
+from http.client import HTTPConnection, HTTPException, HTTPResponse, LineTooLong, UnknownProtocol
 from typing import Any
 
 from .cutoff import Cutoff
@@ -30,6 +24,8 @@ from .fetch import body_length
 _Server = tuple[str, str, "int | None"]
 # Bytes that are read at once as long as the head is not there.
 _HEAD = 8192
+# The longest line of a head and the most lines, as http.client has them.
+_LINE, _LINES = 65536, 100
 # By how much a wait may outlast its deadline.
 _INSTANT_S = 0.05
 # How soon one that is not connected yet heeds a signal.
@@ -87,6 +83,18 @@ def _limit(sock: socket.socket, deadline: float) -> None:
         sock.settimeout(left)
 
 
+def _head_lines(fp: io.BufferedReader) -> Iterator[bytes]:
+    """The lines of a head after its status, as far as the empty one. Raises HTTPException."""
+    for _ in range(_LINES):
+        line = fp.readline(_LINE + 1)
+        if len(line) > _LINE:
+            raise LineTooLong("header line")
+        if line in (b"\r\n", b"\n", b""):
+            return
+        yield line
+    raise HTTPException(f"got more than {_LINES} headers")
+
+
 class _Fields:
     """The header fields of an answer (RFC 9112, 5); what is none is passed over.
 
@@ -132,7 +140,7 @@ class _Response(HTTPResponse):
         # What goes on for ever is ended by the deadline.
         while True:
             version, self.status, reason = self._read_status()  # type: ignore[attr-defined]
-            fields = _Fields(_read_headers(self.fp))
+            fields = _Fields(_head_lines(self.fp))
             if self.status >= 200 or self.status == 101:
                 break
         if not version.startswith(("HTTP/1.", "HTTP/0.9")):

@@ -116,6 +116,24 @@ OK = "HTTP/1.1 200 OK\n"
 SECOND = f"{OK}Content-Length: 6\n\nsecond"
 
 
+@pytest.mark.parametrize(
+    ("fields", "taken"),
+    [
+        ("A: b\n" * 98, True),
+        ("A: b\n" * 101, False),
+        (f"A: {'b' * 65_000}\n", True),
+        (f"A: {'b' * 66_000}\n", False),
+    ],
+    ids=["many", "too many", "long", "too long"],
+)
+def test_a_head_has_an_end(fields: str, taken: bool) -> None:
+    """As http.client has it; its own reader of heads has no name that all of Python 3.9 know."""
+    connections = Connections(PATIENCE_S)
+    outcome = contextlib.nullcontext() if taken else pytest.raises(HTTPException)
+    with scripted(f"{OK}Content-Length: 5\n{fields}\nfirst") as (url, _clients), outcome:
+        assert read(connections, url) == b"first"
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_an_interim_answer_is_not_the_answer(method: str) -> None:
     interim = "HTTP/1.1 102 Processing\n\nHTTP/1.1 103 Early Hints\nContent-Length: 4\n\n"
