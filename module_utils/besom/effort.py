@@ -1,11 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""How hard a removal may press its host: by how many threads, how many entries a second, behind whose I/O."""
+"""How hard a removal may press its host: by how many processes, how fast, behind whose I/O."""
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from .errors import UsageError
 from .shutdown import Shutdown
 from .units import parse_count, printable
 
-MOST_WORKERS = 16
+MOST_WORKERS = 8
 # A class in the upper bits, then a level from 0 to 7; of best-effort the lowest, ioprio_set(2).
 _PRIORITY = {"best-effort": (2 << 13) + 7, "idle": 3 << 13}
 # ioprio_set and ioprio_get; they have no function in libc (syscalls(2); asm-generic for all newer machines).
@@ -33,9 +32,10 @@ _SLICE_S = 0.02
 
 @dataclass(frozen=True)
 class Effort:
-    """workers: threads that remove files side by side, at most; they are as many as pay.
+    """workers: processes that remove files side by side, at most; they are as many as pay.
 
-    max_rate: entries a second, 0: no limit. io_class: one of policy.IO_CLASSES; empty: no change.
+    max_rate: entries a second, by one process then; 0: no limit. io_class: one of policy.IO_CLASSES; empty:
+    no change.
     """
 
     workers: int = MOST_WORKERS
@@ -78,28 +78,26 @@ EFFORT_READERS: dict[str, Callable[[Any, str], Any]] = {
 
 
 class Rate:
-    """At most so many entries a second, by all threads together; 0: as many as can be."""
+    """At most so many entries a second; 0: as many as can be."""
 
     def __init__(self, most: int) -> None:
         self.limited = most > 0
         self._pause_s = 1 / most if most else 0.0
         self._next = 0.0
-        self._lock = threading.Lock()
 
     def wait(self, shutdown: Shutdown) -> None:
         """Return when the next entry may go, or at a shutdown."""
         if not self.limited:
             return
-        with self._lock:
-            turn = max(self._next, time.monotonic())
-            self._next = turn + self._pause_s
+        turn = max(self._next, time.monotonic())
+        self._next = turn + self._pause_s
         while not shutdown.signum and (left := turn - time.monotonic()) > 0:
             time.sleep(min(left, _SLICE_S))
 
 
 @contextmanager
 def io_class(name: str) -> Iterator[None]:
-    """Let this thread, and those that it starts, do their I/O in that class (ionice(1)); empty: no change.
+    """Let this thread, and what it forks, do their I/O in that class (ionice(1)); empty: no change.
 
     Only a scheduler that knows classes heeds them (bfq, mq-deadline). Where the number of the system call
     is not known, or the kernel refuses, nothing changes.

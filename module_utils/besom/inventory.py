@@ -13,7 +13,7 @@ import stat
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Callable, Protocol
+from typing import Any, Callable, Protocol
 
 from .locks import LockTable
 from .own_names import OWNED
@@ -66,10 +66,28 @@ class Taker(Protocol):
     """Takes entries while others are still read, so that they need not be kept."""
 
     def take(self, found: Inventory, chunk: Chunk) -> None:
-        """Take a sealed chunk; the reading waits for that."""
+        """Take a chunk that was not sealed; the reading waits for that."""
 
-    def left(self, cursor: Cursor, directory: int) -> None:
-        """The reading has left directory for good; cursor stands in its parent."""
+
+class Directories:
+    """Directories by number, 0 for root: parents and names give the directory of each, and its name."""
+
+    root: Root
+    parents: Any
+    names: Any
+
+    def chain(self, directory: int) -> list[int]:
+        """The numbers of the directories from just below the root down to this one."""
+        found = []
+        while directory:
+            found.append(directory)
+            directory = self.parents[directory]
+        return found[::-1]
+
+    def path(self, directory: int, name: str) -> str:
+        # A session is named with its parts.
+        id_ = name.partition("/")[0]
+        return os.path.join(self.root.path, *(self.names[i] for i in self.chain(directory)), id_)
 
 
 @dataclass
@@ -116,7 +134,7 @@ class Pending:
 
 
 @dataclass
-class Inventory:
+class Inventory(Directories):
     """A store as it was found.
 
     chunks hold the entries that could be removed and are older than horizon; parents and names give
@@ -154,25 +172,13 @@ class Inventory:
     settled: bool = True
     shared: dict[str, Shared] = field(default_factory=dict)
 
-    def chain(self, directory: int) -> list[int]:
-        """The indexes of the directories from just below the root down to this one."""
-        found = []
-        while directory:
-            found.append(directory)
-            directory = self.parents[directory]
-        return found[::-1]
-
-    def path(self, directory: int, name: str) -> str:
-        # A session is named with its parts.
-        id_ = name.partition("/")[0]
-        return os.path.join(self.root.path, *(self.names[i] for i in self.chain(directory)), id_)
-
     def room(self, device: int, chunks: list[Chunk] | None = None) -> Chunk:
-        """The chunk of chunks (None: those of the inventory) that takes the next entry."""
+        """The chunk of chunks (None: those of the inventory, sealed when full) that takes the next entry."""
+        kept = chunks is None or chunks is self.chunks
         chunks = self.chunks if chunks is None else chunks
         chunk = chunks[-1] if chunks else None
         if chunk is None or chunk.device != device or len(chunk) >= CHUNK:
-            if chunk is not None:
+            if chunk is not None and kept:
                 chunk.seal()
             chunk = Chunk(device, self.by_mtime)
             chunks.append(chunk)
@@ -421,16 +427,11 @@ def read_files(
     def hand_over(most: int) -> None:
         """Give all to the taker but so many chunks, of which one has room for more."""
         while taker and len(going) > most:
-            if len(going) == 1:
-                going[0].seal()
             taker.take(found, going.pop(0))
 
     def left(_name: str) -> None:
         # None for one that could not be read at all.
-        gone = way[cursor.depth + 1 :]
         del way[cursor.depth + 1 :]
-        if taker and gone:
-            taker.left(cursor, gone[0])
 
     def refused(name: str, error: OSError) -> None:
         found.refused(cursor.path(name), error)

@@ -96,9 +96,8 @@ class Ahead:
         self.remover: Remover | None = None
         self.found: Inventory | None = None
         self.planned = Tally()
-        # (key, path, freed) of the first victims, and the paths as the report has them.
+        # (key, path, freed) of the first victims.
         self.victims: list[tuple[int, str, int]] = []
-        self._listed: set[str] = set()
         self.total = 0
         self.begun = False
 
@@ -121,21 +120,16 @@ class Ahead:
                 # 15 ms on a module's arrival, here and below.
                 from .removal import Remover
 
-                remover = Remover(found, lru, self._run, self._listed, lambda: self.total)
+                remover = Remover(found, lru, self._run, lambda: self.total)
                 self.remover = self._stack.enter_context(remover)
             chunk.victims = bytearray(b"\1" * len(chunk))
             self.planned.add(len(chunk), sum(chunk.freed))
-            for victim in islice(_rows(found, chunk), max(0, CAP - len(self.victims))):
-                self.victims.append(victim)
-                self._listed.add(printable(victim[1]))
-            self.remover.add(chunk)
+            named = list(islice(_rows(found, chunk), max(0, CAP - len(self.victims))))
+            self.victims += named
+            self.remover.add(chunk, [printable(path) for _key, path, _freed in named])
         except OSError as error:
             # To the reading it would be one of the directory that it stands in.
             raise BesomError(f"{printable(self._root.path)}: {error.strerror or error}.") from error
-
-    def left(self, cursor: Cursor, directory: int) -> None:
-        if self.remover is not None:
-            self.remover.left(cursor, directory)
 
     def __enter__(self) -> Ahead:
         return self
@@ -486,13 +480,13 @@ class _Execution:
                 from .removal import Remover
 
                 lru = self.plan.request.store.policy.order == "lru"
-                listed = {item["path"] for item in report.victims.items}
-                remover = stack.enter_context(Remover(self.found, lru, self.run, listed, lambda: self.total))
+                remover = stack.enter_context(Remover(self.found, lru, self.run, lambda: self.total))
             else:
                 ahead.total = self.total
+            listed = [item["path"] for item in report.victims.items]
             for chunk in self.found.chunks:
                 if any(chunk.victims) and not self.run.shutdown.requested:
-                    remover.add(chunk)
+                    remover.add(chunk, listed)
             outcome = remover.finish()
         report.removed.add(outcome.removed.entries, outcome.removed.bytes)
         self.usage += outcome.usage

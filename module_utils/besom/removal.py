@@ -5,62 +5,67 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections.abc import Collection, Iterator
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fcntl import LOCK_EX, LOCK_UN, lockf
+from heapq import heapify, heappop, heappush
 from itertools import compress
 from types import TracebackType
-from typing import Callable
+from typing import Any, Callable
 
 from .effort import Rate
-from .inventory import Inventory
+from .inventory import Directories, Inventory
 from .locks import LockTable
 from .report import Noted, Tally
+from .root import Root
 from .run import Run
 from .selection import Chunk
+from .shutdown import Shutdown
 from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
 from .units import printable
 from .workers import Workers
 
 
 class Place:
-    """Takes a cursor from directory to directory of an inventory, in the order of the walk."""
+    """Takes a cursor from directory to directory, in the order of the walk."""
 
     def __init__(
-        self, found: Inventory, left: Callable[[Cursor, int], None] = lambda cursor, directory: None
+        self, found: Directories, left: Callable[[Cursor, int], None] = lambda cursor, directory: None
     ) -> None:
         """left(cursor, directory) is called in the parent, after a directory was left for good."""
         self.cursor = Cursor(found.root)
         self._found = found
         self._left = left
-        self._way: list[int] = []
+        # The directories that the cursor stands in, from below the root down.
+        self.way: list[int] = []
 
     def go(self, directory: int) -> OSError | None:
         """Stand in directory; returns the error instead when it cannot be reached."""
         chain = self._found.chain(directory)
         common = 0
-        while common < min(len(chain), len(self._way)) and chain[common] == self._way[common]:
+        while common < min(len(chain), len(self.way)) and chain[common] == self.way[common]:
             common += 1
         try:
             self.rise(common)
             for step in chain[common:]:
                 self.cursor.enter(self._found.names[step])
-                self._way.append(step)
+                self.way.append(step)
         except OSError as error:
             return error
         return None
 
     def rise(self, depth: int = 0) -> None:
         """Leave directories until depth of them are left on the way. Raises Moved."""
-        while len(self._way) > depth:
-            directory = self._way.pop()
+        while len(self.way) > depth:
+            directory = self.way.pop()
             try:
                 self.cursor.leave()
             except OSError:
                 # What was moved away is not emptied here; go on from where the cursor still stands.
-                del self._way[self.cursor.depth :]
-                if len(self._way) < depth:
+                del self.way[self.cursor.depth :]
+                if len(self.way) < depth:
                     raise
                 continue
             self._left(self.cursor, directory)
@@ -71,7 +76,8 @@ class Removed:
     """What became of some of the victims.
 
     usage: bytes that left the store; stayed: the listed paths that did not go, and how many in all;
-    surprised: a file was immutable or append-only, which a quick plan does not see.
+    surprised: a file was immutable or append-only, which a quick plan does not see; emptied: directories
+    that may be empty now, and had the reading in them when that was to be seen; signum: what stopped it.
     """
 
     removed: Tally = field(default_factory=Tally)
@@ -82,6 +88,8 @@ class Removed:
     stayed: set[str] = field(default_factory=set)
     stayed_total: int = 0
     surprised: bool = False
+    emptied: set[int] = field(default_factory=set)
+    signum: int = 0
 
     def add(self, other: Removed) -> None:
         self.removed.add(other.removed.entries, other.removed.bytes)
@@ -92,110 +100,175 @@ class Removed:
         self.stayed |= other.stayed
         self.stayed_total += other.stayed_total
         self.surprised = self.surprised or other.surprised
+        self.emptied |= other.emptied
+        self.signum = self.signum or other.signum
+
+
+@dataclass
+class _Victims:
+    """Some files to remove: the columns of a Chunk, and all of its inventory that is needed for that.
+
+    ways: parent and name of each directory on the way to one of them; standing: directories that the
+    reading stands in; listed: paths that Removed.stayed is about.
+    """
+
+    device: int
+    columns: tuple[Sequence[Any], ...]
+    ways: dict[int, tuple[int, str]]
+    standing: list[int]
+    listed: Sequence[str]
+
+
+class _Ways(Directories):
+    """The directories on the way to the victims at hand."""
+
+    def __init__(self, root: Root) -> None:
+        self.root, self.parents, self.names = root, {}, {}
+
+    def now(self, ways: Mapping[int, tuple[int, str]], way: Sequence[int]) -> None:
+        """Know these, and of the others those on the way to where one stands."""
+        known = {one: (self.parents[one], self.names[one]) for one in way} | dict(ways)
+        self.parents = {one: parent for one, (parent, _name) in known.items()}
+        self.names = {one: name for one, (_parent, name) in known.items()}
 
 
 class Remover:
     """Removes the victims of the chunks that it is given, then the directories that this left empty.
 
-    lru: one that was read since counts as changed. listed: the paths that Removed.stayed is about; may
-    still grow. total tells how many victims there are, as far as that is known. A context manager; a
-    shutdown of the run ends it between two files.
+    lru: one that was read since counts as changed. total tells how many victims there are, as far as that
+    is known. A context manager; a shutdown of the run ends it between two files.
     """
 
-    def __init__(
-        self, found: Inventory, lru: bool, run: Run, listed: Collection[str], total: Callable[[], int]
-    ) -> None:
-        self.found, self.lru, self.run, self.listed, self._total = found, lru, run, listed, total
-        # Directories that something was removed from, by any thread.
-        self.touched: set[int] = set()
-        # Of two names of one inode the one that goes last frees it: two threads would both see two links.
-        self.linked = threading.Lock()
-        self.rate = Rate(run.effort.max_rate)
-        self._hands: list[_Hand] = []
-        self._workers: Workers[Chunk] = Workers(self._hire, self._done, self._tell, run.effort.workers)
+    def __init__(self, found: Inventory, lru: bool, run: Run, total: Callable[[], int]) -> None:
+        self.found, self.lru, self.run, self._total = found, lru, run, total
+        # Of two names of one inode the one that goes last frees it: two processes would both see two links.
+        self.linked = os.pipe()
+        # Who has a rate to keep needs no company, and would have to agree with it.
+        most = 1 if run.effort.max_rate else run.effort.workers
+        self._workers: Workers[_Victims, Removed] = Workers(self._hire, self._tell, run.shutdown, most)
 
-    def add(self, chunk: Chunk) -> None:
-        """Have the victims of a sealed chunk removed; waits while much else is to be removed before."""
-        self._workers.add(chunk)
+    def add(self, chunk: Chunk, listed: Sequence[str]) -> None:
+        """Have the victims of a chunk removed; waits while much else is to be removed before.
+
+        listed: paths that Removed.stayed is about, of this chunk and maybe of others.
+        """
+        columns: Iterable[Any] = (
+            *(chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key, chunk.bytes),
+        )
+        if not all(chunk.victims):
+            columns = (
+                array(column.typecode, kept) if isinstance(column, array) else list(kept)
+                for column in columns
+                for kept in [compress(column, chunk.victims)]
+            )
+        names, where, *others = columns
+        ways = {}
+        for directory in set(where):
+            while directory and directory not in ways:
+                ways[directory] = (self.found.parents[directory], self.found.names[directory])
+                directory = self.found.parents[directory]
+        standing = self.found.standing[:]
+        self._workers.add(_Victims(chunk.device, (names, where, *others), ways, standing, listed))
 
     def finish(self) -> Removed:
         """What became of all victims, once that is settled."""
-        self._workers.finish()
-        return self.outcome
-
-    @property
-    def outcome(self) -> Removed:
-        """What has become of the victims so far."""
         outcome = Removed()
-        for hand in self._hands:
-            outcome.add(hand.outcome)
+        for one in self._workers.finish():
+            outcome.add(one)
+        if outcome.signum and not self.run.shutdown.signum:
+            # It was sent to one of the processes alone.
+            self.run.shutdown.request(outcome.signum)
+        self._remove_emptied(outcome.emptied)
         return outcome
 
-    def left(self, cursor: Cursor, directory: int) -> None:
-        """To be told in its parent that directory was left: removes it if it was emptied here."""
-        # rmdir removes what is empty and nothing else; what was empty before was never touched. Where the
-        # reading still stands it would lose its way; it comes by itself when it leaves.
-        if directory in self.touched and directory not in self.found.standing:
+    def _remove_emptied(self, emptied: set[int]) -> None:
+        """Remove directories that were emptied while the reading stood in them."""
+        place = Place(self.found)
+        # What is further down was found later.
+        todo = [-directory for directory in emptied]
+        heapify(todo)
+        while todo:
+            directory = -heappop(todo)
+            if not directory or (todo and -directory == todo[0]):
+                continue
             with suppress(OSError):
-                os.rmdir(self.found.names[directory], dir_fd=cursor.fd)
-                self.touched.discard(directory)
-                self.touched.add(self.found.parents[directory])
+                parent = self.found.parents[directory]
+                if place.go(parent) is None:
+                    os.rmdir(self.found.names[directory], dir_fd=place.cursor.fd)
+                    heappush(todo, -parent)
+        place.cursor.rise(0)
 
-    @contextmanager
-    def _hire(self) -> Iterator[Callable[[Chunk], None]]:
-        hand = _Hand(self)
-        self._hands.append(hand)
-        try:
-            yield hand.remove
-        finally:
-            hand.go_home()
-
-    def _done(self) -> int:
-        return sum(hand.outcome.removed.entries for hand in self._hands)
+    def _hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> _Hand:
+        return _Hand(self, done, shutdown, parent)
 
     def _tell(self) -> None:
-        self.run.progress("remove", self._done(), self._total())
+        self.run.progress("remove", self._workers.done, self._total())
 
     def __enter__(self) -> Remover:
-        self._workers.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._workers.__exit__(kind, error, trace)
+        for fd in self.linked:
+            os.close(fd)
 
 
 class _Hand:
-    """Removes the victims of one chunk after the other, in one thread."""
+    """Removes victims, in one process; done, shutdown and parent as workers.Hire has them."""
 
-    def __init__(self, remover: Remover) -> None:
-        self.all, self.found = remover, remover.found
+    def __init__(self, remover: Remover, done: memoryview[int], shutdown: Shutdown, parent: int) -> None:
+        self.all, self.done, self.shutdown, self.parent = remover, done, shutdown, parent
         self.outcome = Removed()
-        self.place = Place(self.found, remover.left)
+        self.rate = Rate(remover.run.effort.max_rate)
+        self.ways = _Ways(remover.found.root)
+        self.place = Place(self.ways, self.left)
+        self.standing: Collection[int] = ()
+        self.listed: Collection[str] = ()
+        # Directories that something was removed from.
+        self.touched: set[int] = set()
         self.here = -1
         self.error: OSError | None = None
 
-    def go_home(self) -> None:
+    def result(self) -> Removed:
         with suppress(OSError):
             self.place.rise()
         self.place.cursor.rise(0)
+        self.outcome.signum = self.shutdown.signum
+        return self.outcome
 
-    def remove(self, chunk: Chunk) -> None:
-        if self.all.run.shutdown.signum:
+    def left(self, cursor: Cursor, directory: int) -> None:
+        """Remove directory, which was left for its parent, if it was emptied here."""
+        # rmdir removes what is empty and nothing else; what was empty before was never touched.
+        if directory not in self.touched:
             return
-        shutdown, lru, place = self.all.run.shutdown, self.all.lru, self.place
-        outcome, removed = self.outcome, self.outcome.removed
-        rate, touch = self.all.rate, self.all.touched.add
-        device, table = chunk.device, LockTable()
+        self.touched.discard(directory)
+        if directory in self.standing:
+            # The reading would lose its way.
+            self.outcome.emptied.add(directory)
+            return
+        with suppress(OSError):
+            os.rmdir(self.ways.names[directory], dir_fd=cursor.fd)
+            self.touched.add(self.ways.parents[directory])
+
+    def work(self, job: _Victims) -> None:
+        if self.shutdown.signum:
+            return
+        self.ways.now(job.ways, self.place.way)
+        self.standing, self.listed = set(job.standing), set(job.listed)
+        shutdown, lru, place, parent = self.shutdown, self.all.lru, self.place, self.parent
+        outcome, removed, done = self.outcome, self.outcome.removed, self.done
+        rate, touch = self.rate, self.touched.add
+        device, table = job.device, LockTable()
         locked = table.inodes
         fd = place.cursor.fd
-        stat, unlink = os.stat, os.unlink
-        columns = (chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key, chunk.bytes)
-        for name, where, inode, mtime, size, key, held in compress(zip(*columns), chunk.victims):
+        stat, unlink, getppid = os.stat, os.unlink, os.getppid
+        for name, where, inode, mtime, size, key, held in zip(*job.columns):
             if rate.limited:
                 rate.wait(shutdown)
-            if shutdown.signum:
+            # Nobody would hear of what is done for a parent that was killed.
+            if shutdown.signum or (parent and getppid() != parent):
                 break
             if where != self.here:
                 self.here, self.error = where, place.go(where)
@@ -229,11 +302,12 @@ class _Hand:
                 continue
             touch(where)
             removed.entries += 1
+            done[0] += 1
             outcome.usage += held
 
     def unlink_one_of_several(self, name: str, fd: int, seen: os.stat_result) -> int:
         """Unlink a name of an inode that had others when it was seen; returns the bytes that this frees."""
-        with self.all.linked:
+        with _turn(self.all.linked[1]):
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size) != (
                 *(seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size),
@@ -244,9 +318,9 @@ class _Hand:
 
     def stays(self, where: int, name: str) -> str:
         """The path of a victim that does not go."""
-        path = self.found.path(where, name)
+        path = self.ways.path(where, name)
         self.outcome.stayed_total += 1
-        if printable(path) in self.all.listed:
+        if printable(path) in self.listed:
             self.outcome.stayed.add(printable(path))
         return path
 
@@ -261,3 +335,13 @@ class _Hand:
             outcome.anomalies.add(path, f"is {file_forbids(name, fd)}")
         else:
             outcome.failures.add(path, f"cannot be removed: {error.strerror}")
+
+
+@contextmanager
+def _turn(fd: int) -> Iterator[None]:
+    """Hold a lock that is no other process's; it falls with who holds it."""
+    lockf(fd, LOCK_EX)
+    try:
+        yield
+    finally:
+        lockf(fd, LOCK_UN)

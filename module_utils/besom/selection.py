@@ -73,10 +73,12 @@ class Chunk:
         self._packed = packed
 
     def __getattr__(self, column: str) -> Any:
-        """Unpack a column of a sealed chunk; what was packed is no attribute."""
+        """Unpack a column of a sealed chunk, whose packed columns are no attributes; names never are one."""
         try:
             typecode, packed = self.__dict__["_packed"][column]
         except KeyError:
+            if column == "names":
+                return self.open_names
             raise AttributeError(column) from None
         values = zlib.decompress(packed)
         return array(typecode, values) if typecode else os.fsdecode(values).split("\0")

@@ -1,33 +1,53 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""As many threads as pay: one more step while the work gets on faster for it, and back where it does not.
+"""As many processes as pay: twice as many while the work gets on faster for it, and back where it does not.
 
-What waits for a disk waits side by side; what only computes gains nothing, and is left to few.
+What waits for a disk waits side by side. They are forked, because threads of one Python that make one short
+system call after the other hand its lock to and fro, which takes longer than the calls.
 """
 
 from __future__ import annotations
 
-import threading
+import gc
+import mmap
+import os
+import pickle
+import select
+import signal
 import time
-from collections import deque
-from contextlib import AbstractContextManager, ExitStack
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fcntl import fcntl
 from types import TracebackType
-from typing import Callable, Generic, TypeVar
+from typing import Any, BinaryIO, Callable, Generic, Protocol, TypeVar
+
+from .errors import BesomError
+from .shutdown import Shutdown
 
 Job = TypeVar("Job")
+Result = TypeVar("Result")
+_Given = TypeVar("_Given", contravariant=True)
+_Found = TypeVar("_Found", covariant=True)
 
-_FIRST = 4
+_FIRST = 2
 # Long enough to tell a gain from chance, short enough to be there within the first half second.
 _WINDOW_S = 0.1
 _LEAST = 50
 _GAIN = 1.1
 _REST, _LONGEST_REST = 5, 80
-_TELL_S = 0.05
-# So many jobs wait for a thread at most: who adds more waits as well.
-_AHEAD = 32
+_TELL_MS = 20
+# Jobs that one process has at a time, the one at hand among them.
+_AHEAD = 2
+# Room for them, F_SETPIPE_SZ of fcntl(2): who gives one out should not wait for who takes it.
+_SET_SIZE, _SIZE = 1031, 1 << 18
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What a process tells: one job is done; its result follows.
+_DONE, _RESULT = b".", b"="
 
 
 class Pace:
-    """How many threads there should be, from what they get done in a second."""
+    """How many processes there should be, from what they get done in a second."""
 
     def __init__(self, most: int) -> None:
         self.size = self._least = min(_FIRST, most)
@@ -39,7 +59,7 @@ class Pace:
         self._doubted = False
 
     def observe(self, rate: float) -> int:
-        """Take note of a rate that was reached by size threads; returns how many there should be now."""
+        """Take note of a rate that was reached by size processes; returns how many there should be now."""
         if self._resting:
             self._resting -= 1
         elif rate < self._before * _GAIN and not self._doubted:
@@ -56,139 +76,278 @@ class Pace:
         return self.size
 
 
-class Workers(Generic[Job]):
-    """Does each job that is added by as many threads as pay, and at most most; a context manager.
+class Worker(Protocol[_Given, _Found]):
+    """Who does the jobs that one process is given."""
 
-    hire: each thread works inside the context manager that it returns, and does a job by calling what that
-    yields. done tells how much is done so far, by which the number of threads is judged; tell is called now
-    and then by the thread that adds. That one works itself with most = 1, where no thread can be started,
-    and on a job that stays the only one. What a job raises ends all: add() or finish() raises it again.
+    def work(self, job: _Given) -> None:
+        """Do a job, or what a shutdown leaves of it."""
+
+    def result(self) -> _Found:
+        """What came of all jobs; the last that is asked for."""
+
+
+# The number of what is done so far, to be counted up by the worker; what stops it; the process that it
+# works for, without which it stops as well, 0 where that is its own.
+Hire = Callable[["memoryview[int]", Shutdown, int], "Worker[Job, Result]"]
+
+
+@dataclass
+class _Process:
+    pid: int
+    # Of its number of what is done.
+    slot: int
+    jobs: BinaryIO | None
+    news: int
+    # Jobs that it has, and what it has sent of its result, once that began.
+    given: int = 0
+    result: bytearray | None = None
+
+
+@dataclass
+class _Failed:
+    error: BaseException
+
+
+class Workers(Generic[Job, Result]):
+    """Does each job that is added in as many forked processes as pay, and at most most; a context manager.
+
+    hire makes the worker, in the process that works. That is this one with most = 1, where no process can
+    be started, and for a job that stays the only one. tell is called now and then by who adds. A shutdown is
+    passed on to all. What a job raises ends all: add() or finish() raises it again, as BesomError where
+    a process was killed.
     """
 
     def __init__(
-        self,
-        hire: Callable[[], AbstractContextManager[Callable[[Job], None]]],
-        done: Callable[[], int],
-        tell: Callable[[], None],
-        most: int,
+        self, hire: Hire[Job, Result], tell: Callable[[], None], shutdown: Shutdown, most: int
     ) -> None:
-        self._hire, self._done, self._tell, self._most = hire, done, tell, most
+        self._hire, self._tell, self._shutdown, self._most = hire, tell, shutdown, most
         self._pace = Pace(most)
-        self._jobs: deque[Job] = deque()
-        lock = threading.Lock()
-        self._news, self._room = threading.Condition(lock), threading.Condition(lock)
-        # Threads that have not ended, and those of them that take another job.
-        self._alive = self._staying = 0
-        self._closed = False
-        self._error: BaseException | None = None
-        self._here = ExitStack()
-        self._work_here: Callable[[Job], None] | None = None
+        # Seen by all processes: what each has done, the first of them this one.
+        self._counts = memoryview(mmap.mmap(-1, 8 * (most + 1))).cast("q")
+        self._free, self._settled = list(range(most, 0, -1)), 0
+        self._processes: list[_Process] = []
+        self._poll = select.poll()
+        self._first: Job | None = None
+        self._here: Worker[Job, Result] | None = None
+        self._results: list[Result] = []
+        self._stopped = False
         self._since, self._before = 0.0, 0
+
+    @property
+    def done(self) -> int:
+        """How much of all jobs is done so far."""
+        return self._settled + sum(self._counts)
 
     def add(self, job: Job) -> None:
         """Have job done; waits while many others are to be done before it."""
-        with self._news:
-            self._jobs.append(job)
-            self._news.notify()
-        if self._most == 1 or len(self._jobs) + self._alive > 1:
-            self._see_to_it()
+        if self._most == 1:
+            self._do_here(job)
+        elif self._processes or self._first is not None:
+            first, self._first = self._first, None
+            if first is not None:
+                self._start()
+                self._give(first)
+            self._give(job)
+        else:
+            self._first = job
 
-    def finish(self) -> None:
-        """Return once every job is done and every thread has ended."""
-        if not self._alive:
-            self._do_it_here()
-        with self._news:
-            self._closed = True
-            self._news.notify_all()
-        self._see_to_it()
-        self._here.close()
-
-    def _see_to_it(self) -> None:
-        """Have threads at work, and wait until there is room for more jobs, or for the end once closed."""
-        if self._most == 1 or not (self._alive or self._closed or self._start()):
-            self._do_it_here()
-        while True:
-            with self._room:
-                if self._error is not None:
-                    raise self._error
-                if not self._alive if self._closed else len(self._jobs) <= _AHEAD:
-                    break
-                self._room.wait(_TELL_S)
-            self._observe()
-        self._observe()
-
-    def _do_it_here(self) -> None:
-        while self._jobs:
-            if self._work_here is None:
-                self._work_here = self._here.enter_context(self._hire())
-            self._work_here(self._jobs.popleft())
-            self._tell()
-
-    def _observe(self) -> None:
+    def finish(self) -> list[Result]:
+        """The result of every worker, once every job is done and every process has ended."""
+        if self._first is not None:
+            self._do_here(self._first)
+            self._first = None
+        self._dismiss(0)
+        while self._processes:
+            self._wait()
+        if self._here is not None:
+            self._results.append(self._here.result())
+            self._here = None
         self._tell()
-        now, done = time.monotonic(), self._done()
-        if now - self._since < _WINDOW_S or (self._jobs and done - self._before < _LEAST):
+        return self._results
+
+    def _do_here(self, job: Job) -> None:
+        if self._here is None:
+            self._here = self._hire(self._counts[:1], self._shutdown, 0)
+        self._here.work(job)
+        self._tell()
+
+    def _give(self, job: Job) -> None:
+        """Give a job to a process that has room for it, or do it here if there is none at all."""
+        open_ = self._open()
+        if not open_:
+            self._do_here(job)
             return
-        # Threads that wait for jobs are slow by no fault of theirs.
-        if self._jobs:
+        # Those that wait for jobs are slow by no fault of theirs.
+        waited = all(process.given for process in open_)
+        while (chosen := min(self._open(), key=lambda process: process.given)).given >= _AHEAD:
+            self._wait()
+        if not self._stopped:
+            chosen.given += 1
+            with suppress(BrokenPipeError):  # why, comes with its news
+                pickle.dump(job, chosen.jobs, 5)  # type: ignore[arg-type]
+                chosen.jobs.flush()  # type: ignore[union-attr]
+        self._hear(0)
+        self._observe(waited)
+
+    def _open(self) -> list[_Process]:
+        return [process for process in self._processes if process.jobs is not None]
+
+    def _observe(self, waited: bool) -> None:
+        now = time.monotonic()
+        if now - self._since < _WINDOW_S:
+            return
+        done = self.done
+        self._tell()
+        if waited and done - self._before < _LEAST:
+            return
+        if waited and not self._stopped:
             self._pace.observe((done - self._before) / (now - self._since))
             self._start()
+            self._dismiss(self._pace.size)
         self._since, self._before = now, done
 
-    def _start(self) -> bool:
-        """Start threads until there are as many as there should be; False where there can be none."""
-        if not self._alive:
-            self._since, self._before = time.monotonic(), self._done()
-        while self._staying < self._pace.size and self._error is None:
-            with self._room:
-                self._alive += 1
-                self._staying += 1
+    def _wait(self) -> None:
+        """Wait a moment for news, and pass a shutdown on."""
+        if self._shutdown.signum and not self._stopped:
+            self._stop()
+        self._hear(_TELL_MS)
+        self._tell()
+
+    def _stop(self) -> None:
+        self._stopped = True
+        for process in self._processes:
+            # Not reaped yet, so nobody else has this number.
+            os.kill(process.pid, signal.SIGTERM)
+
+    def _start(self) -> None:
+        """Start processes until there are as many as there should be, or can be."""
+        while len(self._open()) < self._pace.size and self._free:
             try:
-                threading.Thread(target=self._run, name="besom-worker", daemon=True).start()
-            except RuntimeError:  # no memory for one more, or this user may have no more
-                with self._room:
-                    self._alive -= 1
-                    self._staying -= 1
+                process = self._fork()
+            except OSError:  # this user may have no more of them, or of files
                 break
-        return self._alive > 0
+            self._processes.append(process)
+            self._poll.register(process.news, select.POLLIN)
+        self._since, self._before = time.monotonic(), self.done
 
-    def _run(self) -> None:
+    def _fork(self) -> _Process:
+        fds = [*os.pipe()]
         try:
-            with self._hire() as work:
-                while (job := self._next()) is not None:
-                    work(job)
-        except BaseException as error:  # noqa: BLE001 (raised again in the thread that adds)
-            self._error = self._error or error
-        with self._room:
-            self._alive -= 1
-            self._room.notify()
+            fds += os.pipe()
+            jobs, to_jobs, news, to_news = fds
+            with suppress(OSError):
+                fcntl(to_jobs, _SET_SIZE, _SIZE)
+            # A signal that comes before the child can take it waits.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                parent, pid = os.getpid(), os.fork()
+                if not pid:
+                    self._serve(jobs, to_news, (to_jobs, news), parent)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        os.close(jobs)
+        os.close(to_news)
+        return _Process(pid, self._free.pop(), os.fdopen(to_jobs, "wb"), news)
 
-    def _next(self) -> Job | None:
-        """The next job; None when this thread is to end."""
-        with self._news:
-            while True:
-                if self._error is not None:
-                    return None
-                if self._staying > self._pace.size:
-                    self._staying -= 1
-                    return None
-                if self._jobs:
-                    self._room.notify()
-                    return self._jobs.popleft()
-                if self._closed:
-                    return None
-                self._news.wait()
+    def _serve(self, source: int, sink: int, others: Sequence[int], parent: int) -> None:
+        """Do the jobs that come from source, in the child, and end."""
+        try:
+            # Of a page that is not touched there is one for all processes.
+            gc.disable()
+            shutdown = Shutdown()
+            signal.set_wakeup_fd(-1)
+            for signum in _SIGNALS:
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    signal.signal(signum, shutdown.request)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            # Held on to here, the others would never see the end of their jobs.
+            for fd in (*others, *(process.jobs.fileno() for process in self._open() if process.jobs)):
+                os.close(fd)
+            slot = self._free[-1]
+            result: Any
+            try:
+                worker = self._hire(self._counts[slot : slot + 1], shutdown, parent)
+                with os.fdopen(source, "rb", closefd=False) as jobs:
+                    while True:
+                        try:
+                            job = pickle.load(jobs)  # noqa: S301  # from the process that this was forked from
+                        except EOFError:
+                            break
+                        worker.work(job)
+                        os.write(sink, _DONE)
+                result = worker.result()
+            except (OSError, MemoryError) as error:
+                result = _Failed(error)
+            except BaseException:  # noqa: BLE001  # raised again in the parent
+                result = _Failed(RuntimeError(traceback.format_exc()))
+            with os.fdopen(sink, "wb") as out:
+                out.write(_RESULT)
+                pickle.dump(result, out, 5)
+        finally:
+            # Never back into the parent's program, whose clean-up is not this process's to do.
+            os._exit(0)
 
-    def __enter__(self) -> Workers[Job]:
+    def _dismiss(self, most: int) -> None:
+        """Give no more jobs to any but so many."""
+        for process in self._open()[most:]:
+            with suppress(BrokenPipeError):
+                process.jobs.close()  # type: ignore[union-attr]
+            process.jobs = None
+
+    def _hear(self, timeout_ms: int) -> None:
+        """Take in what the processes tell, as soon as one does."""
+        for fd, _event in self._poll.poll(timeout_ms):
+            process = next(process for process in self._processes if process.news == fd)
+            news = os.read(fd, 1 << 16)
+            if not news:
+                self._end(process)
+                continue
+            if process.result is None:
+                told, follows, news = news.partition(_RESULT)
+                process.given -= len(told)
+                process.result = bytearray() if follows else None
+            if process.result is not None:
+                process.result += news
+
+    def _end(self, process: _Process) -> None:
+        self._processes.remove(process)
+        self._poll.unregister(process.news)
+        os.close(process.news)
+        if process.jobs is not None:
+            with suppress(BrokenPipeError):
+                process.jobs.close()
+        how = "left"
+        with suppress(ChildProcessError):  # SIGCHLD is ignored here: the kernel has reaped it
+            status = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
+            how = f"was ended by signal {-status}" if status < 0 else how
+        self._settled += self._counts[process.slot]
+        self._counts[process.slot] = 0
+        self._free.append(process.slot)
+        try:
+            result = pickle.loads(process.result or b"")  # noqa: S301  # from a fork of this process
+        except (EOFError, pickle.UnpicklingError):
+            raise BesomError(
+                f"A process of this run (PID {process.pid}) {how}; work stopped between two entries, "
+                "and another run goes on from there."
+            ) from None
+        if isinstance(result, _Failed):
+            raise result.error
+        self._results.append(result)
+
+    def __enter__(self) -> Workers[Job, Result]:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._news:
-            self._closed = True
-            self._jobs.clear()
-            self._news.notify_all()
-            while self._alive:
-                self._room.wait()
-        self._here.close()
+        self._dismiss(0)
+        if self._processes:
+            self._stop()
+        while self._processes:
+            # The first error is the one that counts.
+            with suppress(Exception):
+                self._hear(-1)
