@@ -1,8 +1,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Removal shared between threads: the outcome of one, exact whatever ends it, at no more than a rate."""
+"""Removal shared between processes: the outcome of one, exact whatever ends it, at no more than a rate."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,12 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from besom import inventory, prune
 from besom.effort import Effort
+from besom.errors import BesomError
 from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.workers import Pace
@@ -23,7 +28,7 @@ from besom.workers import Pace
 
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even a small store is worth several threads, with a few files each."""
+    """Even a small store is worth several processes, with a few files each."""
     monkeypatch.setattr(inventory, "CHUNK", 2)
 
 
@@ -53,19 +58,19 @@ def parts(report: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
-def test_what_several_threads_leave_is_what_one_leaves(
+def test_what_several_processes_leave_is_what_one_leaves(
     area: Any, make_area: Callable[[str], Any], make_run: Callable[..., Run], request_for: Any, limits: Any
 ) -> None:
     other = make_area("other")
     deep_store(area)
     deep_store(other)
-    seen: set[str] = set()
+    seen: set[int] = set()
     report = prune.prune(
         request_for(area, **limits),
         make_run(progress=lambda *_: seen.update(working())),
     )
     alone = prune.prune(request_for(other, **limits), make_run(effort=Effort(workers=1)))
-    assert seen == {"besom-worker"}
+    assert len(seen) >= 2
     assert (
         everything(area)
         == everything(other)
@@ -76,8 +81,26 @@ def test_what_several_threads_leave_is_what_one_leaves(
     assert not working()
 
 
-def working() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name == "besom-worker"}
+def working() -> set[int]:
+    """Processes that this one has started, and that have not ended."""
+    found = set()
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z":
+                found.add(int(pid))
+    return found
+
+
+def slowly(before: Callable[[], None] = lambda: None) -> Callable[..., None]:
+    """An unlink that calls before, and takes a while."""
+
+    def unlink(name: str, **options: Any) -> None:
+        before()
+        time.sleep(0.002)
+        os.remove(name, **options)
+
+    return unlink
 
 
 @pytest.mark.usefixtures("several")
@@ -95,7 +118,7 @@ def test_names_of_one_inode_free_it_once_whoever_removes_which(area: Any, pruned
 
 
 @pytest.mark.usefixtures("several")
-def test_directories_emptied_together_by_several_threads_go(area: Any, pruned: Callable[..., Any]) -> None:
+def test_directories_emptied_together_by_several_processes_go(area: Any, pruned: Callable[..., Any]) -> None:
     for number in range(16):
         area.file(f"top/{number % 4}/{number}", days=9)
     report = pruned(area, max_age="1d")
@@ -103,7 +126,7 @@ def test_directories_emptied_together_by_several_threads_go(area: Any, pruned: C
 
 
 @pytest.mark.usefixtures("several")
-def test_what_changed_is_kept_by_every_thread(
+def test_what_changed_is_kept_by_every_process(
     area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any]
 ) -> None:
     for number in range(16):
@@ -119,49 +142,126 @@ def test_what_changed_is_kept_by_every_thread(
     assert {os.path.basename(item["path"]) for item in report.victims.items} == {str(n) for n in range(8, 16)}
 
 
+def out_of_memory() -> None:
+    raise MemoryError
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_size": "1K"}], ids=["by age", "by size"])
-def test_what_a_thread_dies_of_is_raised_and_the_next_run_converges(
-    area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, limits: Any
+@pytest.mark.parametrize(
+    ("fate", "told"),
+    [(out_of_memory, "^$"), (killed, r"\(PID [0-9]+\) was ended by signal 9; .*another run goes on")],
+)
+def test_what_a_process_dies_of_is_told_and_the_next_run_converges(
+    area: Any,
+    pruned: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    limits: Any,
+    fate: Callable[[], None],
+    told: str,
 ) -> None:
     deep_store(area)
-    left = iter(range(20))
+    # Of each process.
+    left = iter(range(9))
+    alone = os.getpid()
 
-    def unlink(name: str, **options: Any) -> None:
+    def meet_fate() -> None:
+        assert os.getpid() != alone
         if next(left, None) is None:
-            raise MemoryError
-        os.remove(name, **options)
+            fate()
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", unlink)
-        with pytest.raises(MemoryError):
+        patch.setattr(os, "unlink", slowly(meet_fate))
+        with pytest.raises(MemoryError if fate is out_of_memory else BesomError, match=told):
             pruned(area, **limits)
     assert not working()
-    assert len([name for name in everything(area) if name[-1].isdigit()]) == 54 - 20
-    assert pruned(area, **limits).removed.entries >= 34
+    gone = 54 - len([name for name in everything(area) if name[-1].isdigit()])
+    assert 9 <= gone < 54
+    assert pruned(area, **limits).removed.entries >= 54 - gone
     assert "a/a/empty" in everything(area)
     assert len([name for name in everything(area) if name[-1].isdigit()]) == 0
 
 
 @pytest.mark.usefixtures("several")
-def test_where_no_thread_can_be_started_one_does_it_all(
+def test_a_signal_to_one_process_ends_them_all(
+    area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep_store(area)
+    left, alone = iter(range(3)), os.getpid()
+
+    def terminated() -> None:
+        if next(left, None) is None and os.getpid() != alone:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "unlink", slowly(terminated))
+    report = pruned(area, max_age="1d")
+    assert report.interrupted
+    assert report.removed.entries == 54 - len([name for name in everything(area) if name[-1].isdigit()]) < 54
+
+
+@pytest.mark.usefixtures("several")
+def test_no_process_goes_on_without_the_one_it_works_for(
+    area: Any, request_for: Callable[..., Any], make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is free once all of them have ended, which is soon."""
+    for number in range(4000):
+        area.file(f"{number % 20}/{number}", days=9)
+    monkeypatch.setattr(os, "unlink", slowly())
+    monkeypatch.setattr(inventory, "CHUNK", 400)
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setsid()
+            prune.prune(request_for(area, max_age="1d"), make_run())
+        finally:
+            os._exit(1)
+    while len(everything(area)) > 4000:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    report = prune.prune(request_for(area, max_age="1d", max_entries=1), make_run(dry_run=True))
+    fd = os.open(area.path, os.O_RDONLY)
+    began = time.monotonic()
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    # Each had 800 files to remove, of which it has finished one.
+    assert time.monotonic() - began < 1
+    assert 3000 < report.planned.entries <= len([name for name in everything(area) if "/" in name]) + 8
+    os.close(fd)
+
+
+@pytest.mark.usefixtures("several")
+def test_where_no_process_can_be_started_one_does_it_all(
     area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep_store(area)
 
-    def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
+    before = len(os.listdir("/proc/self/fd"))
     assert pruned(area, max_age="1d").removed.entries == 54
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
 @pytest.mark.parametrize("after", [1, 3, 10, 40, 120])
-def test_a_shutdown_ends_every_thread_and_the_figures_are_what_is_gone(
-    area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any], limits: Any, after: int
+@pytest.mark.parametrize("effort", [Effort(max_rate=2000), Effort(workers=3)], ids=["alone", "three"])
+def test_a_shutdown_ends_every_process_and_the_figures_are_what_is_gone(
+    area: Any,
+    make_run: Callable[..., Run],
+    request_for: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    limits: Any,
+    after: int,
+    effort: Effort,
 ) -> None:
+    monkeypatch.setattr(os, "unlink", slowly())
     for number in range(400):
         area.file(f"{number % 20}/{number}", days=9)
     shutdown = Shutdown()
@@ -173,7 +273,7 @@ def test_a_shutdown_ends_every_thread_and_the_figures_are_what_is_gone(
 
     report = prune.prune(
         request_for(area, **limits),
-        make_run(progress=stop, shutdown=shutdown, effort=Effort(max_rate=2000)),
+        make_run(progress=stop, shutdown=shutdown, effort=effort),
     )
     left = [name for name in everything(area) if "/" in name]
     assert report.interrupted
@@ -241,16 +341,16 @@ def test_a_shutdown_does_not_wait_for_a_slow_rate(
         assert report.removed.entries < 9
 
 
-def test_threads_are_added_while_they_gain_and_taken_back_where_they_do_not() -> None:
+def test_processes_are_added_while_they_gain_and_taken_back_where_they_do_not() -> None:
     waiting = Pace(16)
-    assert [waiting.observe(1000 * waiting.size) for _ in range(6)] == [8, 16, 16, 16, 16, 16]
+    assert [waiting.observe(1000 * waiting.size) for _ in range(6)] == [4, 8, 16, 16, 16, 16]
     computing = Pace(16)
     sizes = [computing.observe(1000) for _ in range(100)]
     # Once may be chance.
-    assert sizes[:4] == [8, 8, 4, 4]
+    assert sizes[:4] == [4, 4, 2, 2]
     # Tried again, and less and less often.
-    assert 3 <= sizes.count(8) / 2 <= 6
-    assert set(sizes) == {4, 8}
+    assert 3 <= sizes.count(4) / 2 <= 6
+    assert set(sizes) == {2, 4}
     best_at_eight = Pace(16)
     sizes = [best_at_eight.observe(1000 * min(best_at_eight.size, 8)) for _ in range(100)]
     assert sizes.count(8) > 80
@@ -260,17 +360,17 @@ def test_threads_are_added_while_they_gain_and_taken_back_where_they_do_not() ->
 
 @pytest.mark.parametrize("limits", ["max_age=1", "max_entries=1"])
 def test_memory_is_flat_by_age_and_small_by_number(area: Any, limits: str) -> None:
-    """Peak memory of a process at two sizes, in KiB."""
+    """Peak memory of the largest process at two sizes, in KiB."""
     program = """if True:
         import resource, sys
         from besom.policy import Policy, Store
         from besom.prune import Request, prune
         from besom.run import Run
-        from besom.effort import Effort
         limit, path = sys.argv[1].split("="), sys.argv[2]
         report = prune(Request(Store(path, "files", Policy(**{limit[0]: int(limit[1])}))), Run())
         assert report.removed.entries >= int(sys.argv[3]) - 1, report
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        print(max(usage.ru_maxrss for usage in usages))
     """
     peaks = []
     for files in (2_000, 60_000):
