@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Callable
 
 from .effort import Rate
+from .guard import STOPPED
 from .inventory import Directories, Inventory
 from .locks import LockTable
 from .report import Noted, Tally
@@ -27,14 +29,17 @@ from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
 from .units import printable
 from .workers import Workers
 
+# Device and inode.
+Ident = tuple[int, int]
+
 
 class Place:
     """Takes a cursor from directory to directory, in the order of the walk."""
 
     def __init__(
-        self, found: Directories, left: Callable[[Cursor, int], None] = lambda cursor, directory: None
+        self, found: Directories, left: Callable[[Cursor, int, Ident], None] = lambda *left: None
     ) -> None:
-        """left(cursor, directory) is called in the parent, after a directory was left for good."""
+        """left(cursor, directory, ident) is called in the parent, after a directory was left for good."""
         self.cursor = Cursor(found.root)
         self._found = found
         self._left = left
@@ -59,7 +64,7 @@ class Place:
     def rise(self, depth: int = 0) -> None:
         """Leave directories until depth of them are left on the way. Raises Moved."""
         while len(self.way) > depth:
-            directory = self.way.pop()
+            directory, ident = self.way.pop(), self.cursor.ident
             try:
                 self.cursor.leave()
             except OSError:
@@ -68,7 +73,7 @@ class Place:
                 if len(self.way) < depth:
                     raise
                 continue
-            self._left(self.cursor, directory)
+            self._left(self.cursor, directory, ident)
 
 
 @dataclass
@@ -88,7 +93,7 @@ class Removed:
     stayed: set[str] = field(default_factory=set)
     stayed_total: int = 0
     surprised: bool = False
-    emptied: set[int] = field(default_factory=set)
+    emptied: dict[int, Ident] = field(default_factory=dict)
     signum: int = 0
 
     def add(self, other: Removed) -> None:
@@ -100,7 +105,7 @@ class Removed:
         self.stayed |= other.stayed
         self.stayed_total += other.stayed_total
         self.surprised = self.surprised or other.surprised
-        self.emptied |= other.emptied
+        self.emptied.update(other.emptied)
         self.signum = self.signum or other.signum
 
 
@@ -176,12 +181,12 @@ class Remover:
         for one in self._workers.finish():
             outcome.add(one)
         if outcome.signum and not self.run.shutdown.signum:
-            # It was sent to one of the processes alone.
-            self.run.shutdown.request(outcome.signum)
+            name = signal.Signals(outcome.signum).name
+            outcome.failures.add(self.found.root.path, f"a process of this run got {name}; {STOPPED}")
         self._remove_emptied(outcome.emptied)
         return outcome
 
-    def _remove_emptied(self, emptied: set[int]) -> None:
+    def _remove_emptied(self, emptied: dict[int, Ident]) -> None:
         """Remove directories that were emptied while the reading stood in them."""
         place = Place(self.found)
         # What is further down was found later.
@@ -194,7 +199,8 @@ class Remover:
             with suppress(OSError):
                 parent = self.found.parents[directory]
                 if place.go(parent) is None:
-                    os.rmdir(self.found.names[directory], dir_fd=place.cursor.fd)
+                    _remove_directory(self.found.names[directory], place.cursor.fd, emptied[directory])
+                    emptied[parent] = place.cursor.ident
                     heappush(todo, -parent)
         place.cursor.rise(0)
 
@@ -210,9 +216,11 @@ class Remover:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._workers.__exit__(kind, error, trace)
-        for fd in self.linked:
-            os.close(fd)
+        try:
+            self._workers.__exit__(kind, error, trace)
+        finally:
+            for fd in self.linked:
+                os.close(fd)
 
 
 class _Hand:
@@ -238,7 +246,7 @@ class _Hand:
         self.outcome.signum = self.shutdown.signum
         return self.outcome
 
-    def left(self, cursor: Cursor, directory: int) -> None:
+    def left(self, cursor: Cursor, directory: int, ident: Ident) -> None:
         """Remove directory, which was left for its parent, if it was emptied here."""
         # rmdir removes what is empty and nothing else; what was empty before was never touched.
         if directory not in self.touched:
@@ -246,10 +254,10 @@ class _Hand:
         self.touched.discard(directory)
         if directory in self.standing:
             # The reading would lose its way.
-            self.outcome.emptied.add(directory)
+            self.outcome.emptied[directory] = ident
             return
         with suppress(OSError):
-            os.rmdir(self.ways.names[directory], dir_fd=cursor.fd)
+            _remove_directory(self.ways.names[directory], cursor.fd, ident)
             self.touched.add(self.ways.parents[directory])
 
     def work(self, job: _Victims) -> None:
@@ -335,6 +343,14 @@ class _Hand:
             outcome.anomalies.add(path, f"is {file_forbids(name, fd)}")
         else:
             outcome.failures.add(path, f"cannot be removed: {error.strerror}")
+
+
+def _remove_directory(name: str, fd: int, ident: Ident) -> None:
+    """Remove an empty directory, if it is still the one where something was removed. Raises OSError."""
+    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    if (st.st_dev, st.st_ino) != ident:
+        raise FileNotFoundError(errno.ENOENT, "was replaced", name)
+    os.rmdir(name, dir_fd=fd)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fcntl import fcntl
 from types import TracebackType
-from typing import Any, BinaryIO, Callable, Generic, Protocol, TypeVar
+from typing import Any, Callable, Generic, Protocol, TypeVar
 
 from .errors import BesomError
 from .shutdown import Shutdown
@@ -42,8 +42,8 @@ _AHEAD = 2
 # Room for them, F_SETPIPE_SZ of fcntl(2): who gives one out should not wait for who takes it.
 _SET_SIZE, _SIZE = 1031, 1 << 18
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What a process tells: one job is done; its result follows.
-_DONE, _RESULT = b".", b"="
+# What a process tells: one job is done, or was left by a signal; its result follows.
+_DONE, _LEFT, _RESULT = b".", b"!", b"="
 
 
 class Pace:
@@ -96,7 +96,8 @@ class _Process:
     pid: int
     # Of its number of what is done.
     slot: int
-    jobs: BinaryIO | None
+    # -1: it gets no more.
+    jobs: int
     news: int
     # Jobs that it has, and what it has sent of its result, once that began.
     given: int = 0
@@ -113,8 +114,9 @@ class Workers(Generic[Job, Result]):
 
     hire makes the worker, in the process that works. That is this one with most = 1, where no process can
     be started, and for a job that stays the only one. tell is called now and then by who adds. A shutdown is
-    passed on to all. What a job raises ends all: add() or finish() raises it again, as BesomError where
-    a process was killed.
+    passed on to all, and what else stops one of them stops all. What a job raises ends all: add() or
+    finish() raises it again, an OSError as BesomError, which is raised as well where a process was killed.
+    Two at work in one process do not end before each other.
     """
 
     def __init__(
@@ -183,14 +185,26 @@ class Workers(Generic[Job, Result]):
             self._wait()
         if not self._stopped:
             chosen.given += 1
-            with suppress(BrokenPipeError):  # why, comes with its news
-                pickle.dump(job, chosen.jobs, 5)  # type: ignore[arg-type]
-                chosen.jobs.flush()  # type: ignore[union-attr]
+            self._send(chosen.jobs, memoryview(pickle.dumps(job, 5)))
         self._hear(0)
         self._observe(waited)
 
+    def _send(self, jobs: int, data: memoryview) -> None:
+        """Write a job to a pipe, which may not have room for all of it at once."""
+        self._poll.register(jobs, select.POLLOUT)
+        try:
+            while data:
+                with suppress(BlockingIOError):
+                    data = data[os.write(jobs, data) :]
+                    continue
+                self._wait()
+        except BrokenPipeError:
+            pass  # why, comes with its news
+        finally:
+            self._poll.unregister(jobs)
+
     def _open(self) -> list[_Process]:
-        return [process for process in self._processes if process.jobs is not None]
+        return [process for process in self._processes if process.jobs >= 0]
 
     def _observe(self, waited: bool) -> None:
         now = time.monotonic()
@@ -216,8 +230,9 @@ class Workers(Generic[Job, Result]):
     def _stop(self) -> None:
         self._stopped = True
         for process in self._processes:
-            # Not reaped yet, so nobody else has this number.
-            os.kill(process.pid, signal.SIGTERM)
+            # Not reaped yet, so nobody else has this number; but where SIGCHLD is ignored the kernel reaps.
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
 
     def _start(self) -> None:
         """Start processes until there are as many as there should be, or can be."""
@@ -251,7 +266,8 @@ class Workers(Generic[Job, Result]):
             raise
         os.close(jobs)
         os.close(to_news)
-        return _Process(pid, self._free.pop(), os.fdopen(to_jobs, "wb"), news)
+        os.set_blocking(to_jobs, False)
+        return _Process(pid, self._free.pop(), to_jobs, news)
 
     def _serve(self, source: int, sink: int, others: Sequence[int], parent: int) -> None:
         """Do the jobs that come from source, in the child, and end."""
@@ -265,7 +281,7 @@ class Workers(Generic[Job, Result]):
                     signal.signal(signum, shutdown.request)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             # Held on to here, the others would never see the end of their jobs.
-            for fd in (*others, *(process.jobs.fileno() for process in self._open() if process.jobs)):
+            for fd in (*others, *(process.jobs for process in self._open())):
                 os.close(fd)
             slot = self._free[-1]
             result: Any
@@ -278,9 +294,11 @@ class Workers(Generic[Job, Result]):
                         except EOFError:
                             break
                         worker.work(job)
-                        os.write(sink, _DONE)
+                        os.write(sink, _LEFT if shutdown.signum else _DONE)
                 result = worker.result()
-            except (OSError, MemoryError) as error:
+            except (OSError, BesomError) as error:
+                result = _Failed(BesomError(str(error)))
+            except MemoryError as error:
                 result = _Failed(error)
             except BaseException:  # noqa: BLE001  # raised again in the parent
                 result = _Failed(RuntimeError(traceback.format_exc()))
@@ -294,14 +312,15 @@ class Workers(Generic[Job, Result]):
     def _dismiss(self, most: int) -> None:
         """Give no more jobs to any but so many."""
         for process in self._open()[most:]:
-            with suppress(BrokenPipeError):
-                process.jobs.close()  # type: ignore[union-attr]
-            process.jobs = None
+            os.close(process.jobs)
+            process.jobs = -1
 
     def _hear(self, timeout_ms: int) -> None:
         """Take in what the processes tell, as soon as one does."""
         for fd, _event in self._poll.poll(timeout_ms):
-            process = next(process for process in self._processes if process.news == fd)
+            process = next((process for process in self._processes if process.news == fd), None)
+            if process is None:
+                continue  # a pipe that has room again
             news = os.read(fd, 1 << 16)
             if not news:
                 self._end(process)
@@ -309,6 +328,8 @@ class Workers(Generic[Job, Result]):
             if process.result is None:
                 told, follows, news = news.partition(_RESULT)
                 process.given -= len(told)
+                if _LEFT in told and not self._stopped:
+                    self._stop()
                 process.result = bytearray() if follows else None
             if process.result is not None:
                 process.result += news
@@ -317,9 +338,9 @@ class Workers(Generic[Job, Result]):
         self._processes.remove(process)
         self._poll.unregister(process.news)
         os.close(process.news)
-        if process.jobs is not None:
-            with suppress(BrokenPipeError):
-                process.jobs.close()
+        if process.jobs >= 0:
+            os.close(process.jobs)
+            process.jobs = -1
         how = "left"
         with suppress(ChildProcessError):  # SIGCHLD is ignored here: the kernel has reaped it
             status = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])

@@ -187,9 +187,10 @@ def test_what_a_process_dies_of_is_told_and_the_next_run_converges(
 
 
 @pytest.mark.usefixtures("several")
-def test_a_signal_to_one_process_ends_them_all(
+def test_a_signal_to_one_process_ends_them_all_and_is_a_failure(
     area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nobody has asked the run to end, which may be a daemon's."""
     deep_store(area)
     left, alone = iter(range(3)), os.getpid()
 
@@ -199,8 +200,55 @@ def test_a_signal_to_one_process_ends_them_all(
 
     monkeypatch.setattr(os, "unlink", slowly(terminated))
     report = pruned(area, max_age="1d")
+    (failure,) = report.failures.items
+    assert failure["reason"].startswith("a process of this run got SIGTERM; work stopped between two entries")
+    assert not report.interrupted
+    assert report.removed.entries == 54 - len([name for name in everything(area) if name[-1].isdigit()]) < 20
+
+
+def test_a_shutdown_waits_for_no_process_that_has_no_room_for_more(
+    area: Any, make_run: Callable[..., Run], request_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a job of long names takes is more than a pipe holds."""
+    for number in range(6 * inventory.CHUNK):
+        area.file(f"{number:0250}", days=9)
+    monkeypatch.setattr(os, "unlink", slowly())
+    shutdown, asked = Shutdown().listen(), []
+
+    def stop() -> None:
+        asked.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def begin(phase: str, done: int, _total: int) -> None:
+        if phase == "remove" and done and not timer.is_alive() and not asked:
+            timer.start()
+
+    timer = threading.Timer(0.2, stop)
+    run = make_run(progress=begin, shutdown=shutdown, effort=Effort(workers=2))
+    report = prune.prune(request_for(area, max_age="1d"), run)
+    # A job takes more than two seconds.
+    assert time.monotonic() - asked[0] < 1
     assert report.interrupted
-    assert report.removed.entries == 54 - len([name for name in everything(area) if name[-1].isdigit()]) < 54
+    assert report.removed.entries == 6 * inventory.CHUNK - len(everything(area))
+
+
+@pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
+def test_an_empty_directory_in_the_place_of_an_emptied_one_stays(
+    area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, limits: Any
+) -> None:
+    for name in ("a/b/file", "c/file"):
+        area.file(name, days=9)
+
+    def unlink(name: str, **options: Any) -> None:
+        os.remove(name, **options)
+        if not os.path.exists(area.at("a/b/file")):
+            os.rename(area.at("a/b"), area.at("moved"))
+            os.mkdir(area.at("a/b"))
+            monkeypatch.undo()
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    assert pruned(area, **limits).removed.entries >= 1
+    assert "a/b" in everything(area)
 
 
 @pytest.mark.usefixtures("several")
