@@ -86,8 +86,8 @@ def _bounded(seconds: float) -> Iterator[None]:
     with open("/proc/self/statm") as stream:
         now = int(stream.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + MOST_MEMORY, hard))
-    # Of the process, whatever else the machine is busy with; what earlier inputs have left is not its either.
-    gc.collect()
+    # Of the process, whatever else the machine is busy with; nor is it an input's what earlier ones have left,
+    # which is collected between them.
     gc.disable()
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
