@@ -85,7 +85,7 @@ def _limit(sock: socket.socket, deadline: float) -> None:
 
 def _head_lines(fp: io.BufferedReader) -> Iterator[bytes]:
     """The lines of a head after its status, as far as the empty one. Raises HTTPException."""
-    for _ in range(_LINES):
+    for _line in range(_LINES):
         line = fp.readline(_LINE + 1)
         if len(line) > _LINE:
             raise LineTooLong("header line")

@@ -27,8 +27,8 @@ from .shutdown import Shutdown
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-_Given = TypeVar("_Given", contravariant=True)
-_Found = TypeVar("_Found", covariant=True)
+_Given_contra = TypeVar("_Given_contra", contravariant=True)
+_Found_co = TypeVar("_Found_co", covariant=True)
 
 _FIRST = 2
 # Long enough to tell a gain from chance, short enough to be there within the first half second.
@@ -76,13 +76,13 @@ class Pace:
         return self.size
 
 
-class Worker(Protocol[_Given, _Found]):
+class Worker(Protocol[_Given_contra, _Found_co]):
     """Who does the jobs that one process is given."""
 
-    def work(self, job: _Given) -> None:
+    def work(self, job: _Given_contra) -> None:
         """Do a job, or what a shutdown leaves of it."""
 
-    def result(self) -> _Found:
+    def result(self) -> _Found_co:
         """What came of all jobs; the last that is asked for."""
 
 
