@@ -86,7 +86,7 @@ def _bounded(seconds: float) -> Iterator[None]:
     with open("/proc/self/statm") as stream:
         now = int(stream.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + MOST_MEMORY, hard))
-    # Of the process, whatever else the machine is busy with; nor is it an input's what earlier ones have left,
+    # Of the process, whatever else the machine does; nor is what earlier ones have left an input's,
     # which is collected between them.
     gc.disable()
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
