@@ -166,21 +166,21 @@ class Remover:
                 for column in columns
                 for kept in [compress(column, chunk.victims)]
             )
-        names, where, *others = columns
+        columns = tuple(columns)
         ways = {}
-        for directory in set(where):
+        for directory in set(columns[1]):
             while directory and directory not in ways:
                 ways[directory] = (self.found.parents[directory], self.found.names[directory])
                 directory = self.found.parents[directory]
         standing = self.found.standing[:]
-        self._workers.add(_Victims(chunk.device, (names, where, *others), ways, standing, listed))
+        self._workers.add(_Victims(chunk.device, columns, ways, standing, listed))
 
     def finish(self) -> Removed:
         """What became of all victims, once that is settled."""
         outcome = Removed()
         for one in self._workers.finish():
             outcome.add(one)
-        if outcome.signum and not self.run.shutdown.signum:
+        if self._workers.left and not self.run.shutdown.signum:
             name = signal.Signals(outcome.signum).name
             outcome.failures.add(self.found.root.path, f"a process of this run got {name}; {STOPPED}")
         self._remove_emptied(outcome.emptied)

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Callable, Generic, Protocol, TypeVar
 
 from .errors import BesomError
+from .guard import STOPPED
 from .shutdown import Shutdown
 
 Job = TypeVar("Job")
@@ -103,6 +104,12 @@ class _Process:
     given: int = 0
     result: bytearray | None = None
 
+    def dismiss(self) -> None:
+        """Give it no more jobs."""
+        if self.jobs >= 0:
+            os.close(self.jobs)
+            self.jobs = -1
+
 
 @dataclass
 class _Failed:
@@ -133,6 +140,8 @@ class Workers(Generic[Job, Result]):
         self._here: Worker[Job, Result] | None = None
         self._results: list[Result] = []
         self._stopped = False
+        # Whether jobs were left because one of the processes got a signal by itself.
+        self.left = False
         self._since, self._before = 0.0, 0
 
     @property
@@ -312,8 +321,7 @@ class Workers(Generic[Job, Result]):
     def _dismiss(self, most: int) -> None:
         """Give no more jobs to any but so many."""
         for process in self._open()[most:]:
-            os.close(process.jobs)
-            process.jobs = -1
+            process.dismiss()
 
     def _hear(self, timeout_ms: int) -> None:
         """Take in what the processes tell, as soon as one does."""
@@ -329,6 +337,7 @@ class Workers(Generic[Job, Result]):
                 told, follows, news = news.partition(_RESULT)
                 process.given -= len(told)
                 if _LEFT in told and not self._stopped:
+                    self.left = True
                     self._stop()
                 process.result = bytearray() if follows else None
             if process.result is not None:
@@ -338,9 +347,7 @@ class Workers(Generic[Job, Result]):
         self._processes.remove(process)
         self._poll.unregister(process.news)
         os.close(process.news)
-        if process.jobs >= 0:
-            os.close(process.jobs)
-            process.jobs = -1
+        process.dismiss()
         how = "left"
         with suppress(ChildProcessError):  # SIGCHLD is ignored here: the kernel has reaped it
             status = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
@@ -351,10 +358,7 @@ class Workers(Generic[Job, Result]):
         try:
             result = pickle.loads(process.result or b"")  # noqa: S301  # from a fork of this process
         except (EOFError, pickle.UnpicklingError):
-            raise BesomError(
-                f"A process of this run (PID {process.pid}) {how}; work stopped between two entries, "
-                "and another run goes on from there."
-            ) from None
+            raise BesomError(f"A process of this run (PID {process.pid}) {how}; {STOPPED}.") from None
         if isinstance(result, _Failed):
             raise result.error
         self._results.append(result)

@@ -253,7 +253,8 @@ OWN_TEMP = re.compile(
 )
 # The unpacked tree of an installation that waited for the store's lock in vain.
 GIVEN_UP = re.compile(
-    r'renameat\(\d+<[^>]*>, "\.temp-[^/"]+-[0-9a-f]{16}", \d+<[^>]*>, "(\.besom-trash-[0-9a-f]{16})"\) at'
+    r"(install\d+): renameat\("
+    r'\d+<[^>]*>, "\.temp-installed\d+-[0-9a-f]{16}", \d+<[^>]*>, "(\.besom-trash-[0-9a-f]{16})"\) at'
 )
 LASTING_S = 150.0 if ALL else 5.0
 # Under its lock, as any script may: the oldest tree goes.
@@ -311,9 +312,11 @@ def words_of(kind: str, number: int, crowd: Crowd, mirror: Mirror) -> list[objec
 def rule_breakers(found: list[Record]) -> list[str]:
     """Violations, but for what is fetched or unpacked: until it is published that has a lock of its own."""
     broken = [one for one in violations(found) if not OWN_TEMP.search(one)]
-    given_up = {match[1] for match in map(GIVEN_UP.search, broken) if match}
+    given_up = {match.groups() for match in map(GIVEN_UP.match, broken) if match}
     return [
-        one for one in broken if not given_up.intersection(re.findall(r"\.besom-trash-[0-9a-f]{16}", one))
+        one
+        for one in broken
+        if not any(one.startswith(f"{who}: ") and trash in one for who, trash in given_up)
     ]
 
 
