@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Callable
 
 from .effort import Rate
+from .errors import BesomError
 from .guard import STOPPED
 from .inventory import Directories, Inventory
 from .locks import LockTable
@@ -173,18 +174,30 @@ class Remover:
                 ways[directory] = (self.found.parents[directory], self.found.names[directory])
                 directory = self.found.parents[directory]
         standing = self.found.standing[:]
-        self._workers.add(_Victims(chunk.device, columns, ways, standing, listed))
+        with self._naming():
+            self._workers.add(_Victims(chunk.device, columns, ways, standing, listed))
 
     def finish(self) -> Removed:
         """What became of all victims, once that is settled."""
         outcome = Removed()
-        for one in self._workers.finish():
+        with self._naming():
+            results = self._workers.finish()
+        for one in results:
             outcome.add(one)
         if self._workers.left and not self.run.shutdown.signum:
             name = signal.Signals(outcome.signum).name
             outcome.failures.add(self.found.root.path, f"a process of this run got {name}; {STOPPED}")
         self._remove_emptied(outcome.emptied)
         return outcome
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Let an error of the workers say of which store, and what no report will tell."""
+        try:
+            yield
+        except BesomError as error:
+            path, done = printable(self.found.root.path), self._workers.done
+            raise BesomError(f"{path}: {error} At least {done} of its files are removed.") from error
 
     def _remove_emptied(self, emptied: dict[int, Ident]) -> None:
         """Remove directories that were emptied while the reading stood in them."""
