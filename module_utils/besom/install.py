@@ -363,12 +363,7 @@ class _Install:
                 return
             mark = Mark(source.shown, origin.checksum, origin, request.strip)
             there = self._mark(state)
-            if there and there.tells_the_same(mark):
-                mark = replace(there, origin=origin)
-                with self._locked():
-                    # So that the server need not send all of it the next time.
-                    rewrite_mark(root, request.name, mark)
-                    self._finish()
+            if there and there.tells_the_same(mark) and self._keep(mark):
                 return
             with tree_draft(root, request.name, report.renames) as tree:
                 made = self._extract(source, part, tree)
@@ -382,6 +377,17 @@ class _Install:
                 with self._locked():
                     self._commit(tree, mark, deadline)
                     self._finish()
+
+    def _keep(self, mark: Mark) -> bool:
+        """Leave a tree of this content as it is; False where it has gone while the lock was waited for."""
+        with self._locked():
+            there = self._mark(self._state())
+            if not there or not there.tells_the_same(mark):
+                return False
+            # So that the server need not send all of it the next time.
+            rewrite_mark(self._root, self._request.name, replace(there, origin=mark.origin))
+            self._finish()
+        return True
 
     def _extract(self, source: Source, part: Draft, tree: TreeDraft) -> Extracted:
         request = self._request

@@ -366,9 +366,12 @@ def test_dozens_at_once_never_two_change_a_store(
     for path in store.iterdir():
         expected = 1 if path.name.startswith("synced") else FILES
         assert len([one for one in path.iterdir() if one.name.isdigit() or one.name == "file"]) == expected
-    statuses = [word for path in tmp_path.glob("*/statuses") for word in path.read_text().split()]
-    assert set(statuses) <= {"0", "75"}
-    assert "Traceback" not in "".join(path.read_text() for path in tmp_path.glob("*/errors"))
+    statuses = []
+    for path in tmp_path.glob("*/statuses"):
+        those, errors = path.read_text().split(), path.with_name("errors").read_text()
+        assert set(those) <= {"0", "75"}, f"{path.parent.name}: {errors}"
+        assert "Traceback" not in errors
+        statuses += those
     tried("contention: processes that took turns on one store", len(statuses) + len(daemons))
     tried("contention: holds recorded, of which no two overlap", sum(len(one.holds) for one in found))
     tried("contention: changes, each in a hold of its own", sum(len(one.changes) for one in found))

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import tarfile
@@ -181,6 +182,23 @@ def test_the_same_content_is_not_installed_twice(mirror: Mirror, place: Place) -
     mirror.asked.clear()
     assert not place.install().changed
     assert mirror.counts == {"HEAD": 1}
+
+
+def test_the_same_content_is_installed_again_where_the_tree_has_gone_meanwhile(
+    mirror: Mirror, place: Place, hold: Callable[..., Any]
+) -> None:
+    mirror.add("/app.tgz", ONE, etag='"1"')
+    place.install()
+    mirror.add("/app.tgz", ONE, etag='"2"')
+    held = hold(place.path)
+
+    def waiting(_sentence: str) -> None:
+        """As somebody who prunes, and has the lock."""
+        shutil.rmtree(place.path / "app", ignore_errors=True)
+        held.release()
+
+    report = place.install(run=place.run(lock_timeout=60.0, waiting=waiting))
+    assert (report.action, place.version(), mirror.counts["GET"]) == ("installed", "1", 2)
 
 
 def test_an_upgrade_keeps_as_many_old_versions_as_asked(mirror: Mirror, place: Place) -> None:
