@@ -19,7 +19,7 @@ from .artifacts import Artifact
 from .claim import claim
 from .crew import Crew
 from .cutoff import Cut, Cutoff
-from .durable import Draft, Retries, check_name, parts_of
+from .durable import Draft, Retries, check_name, parts_of, sync_directory
 from .durable_tree import AROUND, TreeDraft, old_name, remove_orphans, tree_draft
 from .errors import BesomError, UsageError
 from .extract import Extracted, Limits, extract
@@ -30,8 +30,10 @@ from .installed import (
     MARK,
     Mark,
     State,
+    has_left_marks,
     read_state,
     remove_left_links,
+    remove_left_marks,
     rewrite_mark,
     switch,
     write_mark,
@@ -45,7 +47,7 @@ from .root import Root
 from .run import Run
 from .sync import SyncReport, SyncRequest
 from .transfer import DEFAULT_RETRIES, Figures, Look, Source, Transfer, look
-from .tree import Cursor, measure, remove_tree
+from .tree import Cursor, Removal, measure, refusal, remove_tree
 from .units import Share, printable
 
 # How soon a signal is seen to, and how long what is cut may take to notice.
@@ -207,17 +209,16 @@ class _Install:
         if self._tidy(parts_of(self._root.fd, self._request.name) if source else ()):
             # An old version may have come to light.
             state = self._state()
-        missing = source is not None and self._is_missing(source, self._mark(state))
+        there = self._mark(state)
+        missing = source is not None and self._is_missing(source, there)
         if self._run.dry_run:
             self._predict(source, state, missing)
-            return
-        if source and not missing:
-            self._tidy(())
-        if source and missing:
-            self._fetch_and_commit(source, state)
-        elif self._gone(state) or self._link(state) != state.link:
-            with self._locked():
-                self._finish()
+        elif source is None:
+            if self._gone(state) or self._link(state) != state.link:
+                with self._locked():
+                    self._finish()
+        elif missing or not self._keep(there):
+            self._fetch_and_commit(source)
 
     def _state(self) -> State:
         """What is there now. Raises UsageError when it is not besom's to replace or remove."""
@@ -306,18 +307,28 @@ class _Install:
 
     def _look_at(self, cursor: Cursor, name: str, table: LockTable) -> tuple[int, int] | None:
         """Note that a tree is to go; its identity, or None where that is noted to be impossible."""
-        report = self._report
-        cursor.enter(name)
-        found = measure(cursor, table)
-        cursor.rise(0)
+        report, path = self._report, cursor.path(name)
+        try:
+            cursor.enter(name)
+            found = measure(cursor, table)
+        except OSError as error:
+            self._note_refusal(refusal(path, error))
+            return None
+        finally:
+            cursor.rise(0)
         if found.blocked:
             noted = report.anomalies if found.blocked.anomaly else report.kept
             noted.add(found.blocked.path, found.blocked.reason)
             return None
         report.planned.add(1, found.freed)
         reason = "is to be absent" if self._request.source is None else "old version"
-        report.victims.add(cursor.path(name), reason, kind="tree", bytes=found.freed)
+        report.victims.add(path, reason, kind="tree", bytes=found.freed)
         return found.identity
+
+    def _note_refusal(self, removal: Removal) -> None:
+        if removal.blocked:
+            noted = self._report.failures if removal.failed else self._report.kept
+            noted.add(removal.blocked.path, removal.blocked.reason)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -347,23 +358,19 @@ class _Install:
         self._report.anomalies.extend(done.failures)
         return True
 
-    def _fetch_and_commit(self, source: Source, state: State) -> None:
+    def _fetch_and_commit(self, source: Source) -> None:
         root, request, report = self._root, self._request, self._report
         with self._part() as (part, waited):
-            if waited:
-                state = self._report.before = self._state()
-                if not self._is_missing(source, self._mark(state)):
-                    with self._locked():
-                        self._finish()
-                    return
-            origin = self._fetch(source, part, self._known(source, self._mark(state)))
-            if origin is None:
-                with self._locked():
-                    self._finish()
+            there = self._mark(self._state())
+            if waited and not self._is_missing(source, there) and self._keep(there):
                 return
+            while (origin := self._fetch(source, part, self._known(source, there))) is None:
+                if self._keep(there):
+                    return
+                # It has gone, and all of it is wanted.
+                there = None
             mark = Mark(source.shown, origin.checksum, origin, request.strip)
-            there = self._mark(state)
-            if there and there.tells_the_same(mark) and self._keep(mark):
+            if there and there.tells_the_same(mark) and self._keep(there, origin):
                 return
             with tree_draft(root, request.name, report.renames) as tree:
                 made = self._extract(source, part, tree)
@@ -378,16 +385,34 @@ class _Install:
                     self._commit(tree, mark, deadline)
                     self._finish()
 
-    def _keep(self, mark: Mark) -> bool:
-        """Leave a tree of this content as it is; False where it has gone while the lock was waited for."""
-        with self._locked():
-            there = self._mark(self._state())
-            if not there or not there.tells_the_same(mark):
-                return False
-            # So that the server need not send all of it the next time.
-            rewrite_mark(self._root, self._request.name, replace(there, origin=mark.origin))
-            self._finish()
+    def _keep(self, mark: Mark | None, origin: Origin | None = None) -> bool:
+        """Leave the tree of this mark as it is, and see to its link, old versions and what killed runs left.
+
+        origin: where its content has come from again. False where it is there no more: what was looked at
+        may go while a lock is waited for.
+        """
+        self._tidy(())
+        report, name = self._report, self._request.name
+        state = report.before = report.after = self._state()
+        if not self._tells_the_same(state, mark):
+            return False
+        is_right = not self._gone(state) and self._link(state) == state.link
+        if origin or not is_right or has_left_marks(self._root, name):
+            with self._locked():
+                if not self._tells_the_same(self._state(), mark):
+                    return False
+                remove_left_marks(self._root, name)
+                if origin and mark:
+                    # So that the server need not send all of it the next time.
+                    rewrite_mark(self._root, name, replace(mark, origin=origin))
+                self._finish()
+        # Who renamed it may have been killed before this.
+        sync_directory(self._root.fd, self._root.path)
         return True
+
+    def _tells_the_same(self, state: State, mark: Mark | None) -> bool:
+        there = self._mark(state)
+        return bool(mark and there and there.tells_the_same(mark))
 
     def _extract(self, source: Source, part: Draft, tree: TreeDraft) -> Extracted:
         request = self._request
@@ -411,8 +436,7 @@ class _Install:
         """Put the tree in its place, unless another has put the same there meanwhile."""
         self._run.shutdown.check("about to put it in its place")
         state = self._report.before = self._state()
-        there = self._mark(state)
-        if there and there.tells_the_same(mark):
+        if self._tells_the_same(state, mark):
             return
         name = self._request.name
         newest = state.old[-1] if state.old else ""
@@ -426,12 +450,15 @@ class _Install:
         """
         request, report = self._request, self._report
         try:
-            self._settle()
-        except BesomError as error:
+            try:
+                self._settle()
+            finally:
+                report.after = read_state(self._root, request.name, request.current)
+        except (BesomError, OSError) as error:
             if not report.action:
                 raise
-            report.failures.add(report.path, f"was {report.action}, but then: {str(error).rstrip('.')}")
-        report.after = read_state(self._root, request.name, request.current)
+            text = (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
+            report.failures.add(report.path, f"was {report.action}, but then: {text}")
 
     def _settle(self) -> None:
         request, report, state = self._request, self._report, self._state()
@@ -462,7 +489,7 @@ class _Install:
             report.removed.add(1, removal.freed)
             return True
         report.victims.discard(cursor.path(name))
-        (report.failures if removal.failed else report.kept).add(removal.blocked.path, removal.blocked.reason)
+        self._note_refusal(removal)
         return False
 
     def _part(self) -> AbstractContextManager[tuple[Draft, bool]]:

@@ -8,10 +8,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 
-from .durable import draft, failed, sync_directory
+from .durable import draft, failed, parts_of, remove_part, sync_directory
 from .durable_tree import is_old
 from .errors import UsageError
 from .origin import Origin
@@ -90,15 +90,35 @@ def rewrite_mark(root: Root, name: str, mark: Mark) -> None:
     """Replace the mark of the tree name. Raises BesomError, NoSpace."""
     path = os.path.join(root.path, name)
     try:
-        tree = open_directory(name, root.fd)
+        with _opened(root, name) as tree:
+            with draft(tree, path, MARK, own=True) as one:
+                one.write(_json(mark))
+                one.seal(0o644)
+                one.publish()
+            sync_directory(tree, path)
     except OSError as error:
         raise failed(path, "marked as installed", error) from error
+
+
+def has_left_marks(root: Root, name: str) -> bool:
+    """Whether there is a mark on its way in the tree name."""
+    with suppress(OSError), _opened(root, name) as tree:
+        return bool(parts_of(tree, MARK))
+    return False
+
+
+def remove_left_marks(root: Root, name: str) -> None:
+    """Remove what a crash has left of marks in the tree name. To be called under the writer lock."""
+    with suppress(OSError), _opened(root, name) as tree:
+        for part in parts_of(tree, MARK):
+            remove_part(tree, part)
+
+
+@contextmanager
+def _opened(root: Root, name: str) -> Iterator[int]:
+    tree = open_directory(name, root.fd)
     try:
-        with draft(tree, path, MARK, own=True) as one:
-            one.write(_json(mark))
-            one.seal(0o644)
-            one.publish()
-        sync_directory(tree, path)
+        yield tree
     finally:
         os.close(tree)
 

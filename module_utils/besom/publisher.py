@@ -27,6 +27,7 @@ class _Publication:
     directory: str
     fd: int
     commit: Callable[[float], None]
+    published: bool = False
     done: bool = False
     error: BaseException | None = None
 
@@ -40,6 +41,7 @@ class _Publication:
                 shown = printable(os.path.join(root.path, self.directory))
                 raise BesomError(f"{shown} was replaced meanwhile; run this again.")
             self.commit(deadline)
+            self.published = True
         except (BesomError, OSError) as error:
             self.error = error
 
@@ -86,22 +88,28 @@ class Publisher:
         try:
             if self.held:
                 raise self.held
-            # Opened once, and of its own: who waits for the lock may have to open it anew.
-            root = self._root = self._root or Root(self._path)
-            with guarded(root, self._run, self._backend) as (run, waited):
+            # Opened once, and of its own: who waits for the lock may have to open it anew, and may fail.
+            if not self._root or self._root.fd < 0:
+                self._root = Root(self._path)
+            with guarded(self._root, self._run, self._backend) as (run, waited):
                 self.lock_wait_s += waited
                 deadline = time.monotonic() + max(self._run.lock_timeout - waited, 1.0)
                 there: dict[str, os.stat_result] = {}
-                for one in batch:
-                    run.shutdown.check("publishing")
-                    one.attempt(root, there, deadline)
-                for directory in {one.directory for one in batch if not one.error}:
-                    self._sync(directory, [one for one in batch if one.directory == directory])
+                try:
+                    for one in batch:
+                        run.shutdown.check("publishing")
+                        one.attempt(self._root, there, deadline)
+                finally:
+                    # Whatever ends it: what has its name by now is to stay.
+                    published = [one for one in batch if one.published]
+                    for directory in {one.directory for one in published}:
+                        self._sync(directory, [one for one in published if one.directory == directory])
         except BaseException as error:  # noqa: BLE001 (each of those who wait raises it)
             if isinstance(error, LockHeld):
                 self.held = error
             for one in batch:
-                one.error = one.error or error
+                if not one.published:
+                    one.error = one.error or error
         for one in batch:
             one.done = True
 

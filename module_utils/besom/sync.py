@@ -23,7 +23,7 @@ from .artifacts import Artifact
 from .claim import Listings, claim, directory_in, file_in, is_locked
 from .crew import Crew
 from .cutoff import Cut, Cutoff
-from .durable import Draft, Retries, list_parts, parts_of, usual_mode
+from .durable import Draft, Retries, list_parts, parts_of, sync_directory, usual_mode
 from .errors import BesomError, Interrupted, LockHeld, NoSpace
 from .fetch import Opener
 from .guard import guarded
@@ -139,6 +139,7 @@ def sync(request: SyncRequest, run: Run, watch: Watch = unwatched) -> SyncReport
         jobs = work.plan()
         work.make_room(jobs)
         if not run.dry_run:
+            work.confirm()
             work.execute(jobs)
             work.publisher.close()
     work.report.lock_wait_s = work.publisher.lock_wait_s
@@ -157,6 +158,7 @@ class _Sync:
         self.listings = Listings()
         self.usual_mode = usual_mode()
         self.drafts: dict[str, Draft] = {}
+        self.unchanged_in: set[str] = set()
 
     # Planning: what is there, and what the servers say.
 
@@ -169,6 +171,7 @@ class _Sync:
                 todo.append(job)
             else:
                 self._unchanged(artifact)
+                self.unchanged_in.add(artifact.directory)
 
         size = self.request.parallel
         self._supervise(self.request.artifacts, self._look, note, lambda artifact: artifact, size, 0.0)
@@ -241,10 +244,24 @@ class _Sync:
             # Whoever holds the store now need not be waited for: the next start does it.
             now, backend = replace(self.run, lock_timeout=0.0), self.request.lock_backend
             with suppress(LockHeld), Root(self.root.path) as root, guarded(root, now, backend) as held:
-                remove_orphans(root, held[0], found, spare)
+                done = remove_orphans(root, held[0], found, spare)
+                self.report.warnings += done.warnings
+                for noted in (done.failures, done.anomalies):
+                    self.report.warnings += [f"{one['path']} {one['reason']}." for one in noted.items]
         return there
 
     # Execution.
+
+    def confirm(self) -> None:
+        """Bring the names of what is unchanged to the disk; who gave them may have been killed before that."""
+        for directory in sorted(self.unchanged_in):
+            path = os.path.join(self.root.path, directory).rstrip("/")
+            try:
+                with directory_in(self.root, directory) as fd:
+                    sync_directory(fd, path)
+            except (BesomError, OSError) as error:
+                text = (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
+                self.report.failures.add(path, f"failed: {text}")
 
     def execute(self, jobs: list[_Job]) -> None:
         self._supervise(

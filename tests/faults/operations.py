@@ -32,6 +32,8 @@ from besom.errors import BesomError
 from besom.fetch import plain_opener
 from besom.housekeep import perform
 from besom.install import InstallRequest, install
+from besom.installed import MARK
+from besom.origin import digest_of
 from besom.policy import read_store, read_temps
 from besom.prune import Request, prune
 from besom.report import Report
@@ -319,6 +321,7 @@ def mirror() -> Mirror:
     for name, content in (("older", OLD[3:]), ("old", OLD), ("new", NEW)):
         one.add(f"/{name}", content)
         one.add(f"/{name}.tgz", archive(content))
+    one.files["/again.tgz"] = one.files["/new.tgz"]
     return one
 
 
@@ -354,18 +357,22 @@ def files_done(path: Path) -> bool:
     )
 
 
-def install_from(path: Path, name: str = "new.tgz", keep: int = 1) -> None:
+def install_from(path: Path, name: str = "new.tgz", keep: int = 1, checked: bool = True) -> None:
+    """Install /name of the mirror, without a name what is to be absent."""
     offered = mirror()
-    source = read_source(f"{offered.url}/{name}", checksum=read_checksum(offered.files[f"/{name}"].checksum))
+    source = None
+    if name:
+        checksum = read_checksum(offered.files[f"/{name}"].checksum) if checked else None
+        source = read_source(f"{offered.url}/{name}", checksum=checksum)
     request = InstallRequest(str(path), "tree", source, keep=keep, current="live", retries=0)
     opener = plain_opener(timeout=60, redirects=False)
     with in_one_thread():
         told(path, partial(install, request, Run(lock_timeout=0.0), opener))
 
 
-def make_installed(path: Path, *versions: str) -> None:
+def make_installed(path: Path, *versions: str, checked: bool = True) -> None:
     for name in versions:
-        install_from(path, f"{name}.tgz")
+        install_from(path, f"{name}.tgz", checked=checked)
 
 
 def fresh_wrong(path: Path) -> str:
@@ -382,6 +389,23 @@ def fresh_done(path: Path) -> bool:
 
 def installed_wrong(path: Path) -> str:
     return tree_wrong(path) or ("" if os.readlink(path / "live") == "tree" else "the link is wrong")
+
+
+def same_wrong(path: Path) -> str:
+    torn = tree_content(path / "tree") != {NEW} or not (path / "tree" / MARK).exists()
+    return "the tree is torn" if torn or os.readlink(path / "live") != "tree" else ""
+
+
+def same_done(path: Path) -> bool:
+    """Its mark names where the same has come from again."""
+    there = sorted(os.listdir(path)) + sorted(os.listdir(path / "tree"))
+    source = json.loads((path / "tree" / MARK).read_text())["origin"]["source"]
+    return there == ["live", "tree", MARK, "a", "b"] and source == digest_of(f"{mirror().url}/again.tgz")
+
+
+def absent_wrong(path: Path) -> str:
+    torn = (path / "tree").exists() and tree_content(path / "tree") != {NEW}
+    return "the tree is torn" if torn else ""
 
 
 def installed_done(path: Path) -> bool:
@@ -649,6 +673,22 @@ OPERATIONS = {
         full=True,
         living=(_LIVING_TREE,),
         resumes=True,
+    ),
+    "install the same again": Operation(
+        copied(lambda path: make_installed(path, "new", checked=False)),
+        partial(install_from, name="again.tgz", checked=False),
+        same_wrong,
+        same_done,
+        full=True,
+        living=(_LIVING_TREE,),
+        resumes=True,
+    ),
+    "install nothing any more": Operation(
+        copied(lambda path: make_installed(path, "old", "new")),
+        partial(install_from, name=""),
+        absent_wrong,
+        lambda path: os.listdir(path) == [],
+        full=True,
     ),
     "tell the status": Operation(
         lambda path: tell(path, IDLE),

@@ -13,14 +13,20 @@ from typing import Callable
 import pytest
 
 from besom import durable_tree
+from besom.artifacts import read_artifacts
 from besom.durable import draft, sync_directory, write_durably
 from besom.durable_tree import remove_orphans, tree_draft
+from besom.fetch import plain_opener
+from besom.install import InstallRequest, install
 from besom.root import Root
 from besom.run import Run
+from besom.sync import SyncRequest, sync
+from besom.transfer import read_checksum, read_source
 
 from ..host.conftest import Mount
 from .child import CHANGING, Child
 from .disk import Disk
+from .operations import mirror
 
 pytestmark = pytest.mark.root
 VERSIONS = 2
@@ -140,3 +146,35 @@ def test_an_fsync_left_out_would_be_caught(disk: Disk, left_out: str) -> None:
     # The fsync of the second file of a batch commits the rename of the first.
     for name in ("file", BATCH[1], "tree"):
         assert any(one.startswith(name) for one in found), found
+
+
+def sync_one(path: Path) -> bool:
+    """Whether it changed something."""
+    offered = mirror()
+    artifacts = [{"url": f"{offered.url}/new", "dest": "file", "checksum": offered.files["/new"].checksum}]
+    opener = plain_opener(timeout=60, redirects=False)
+    return sync(SyncRequest(str(path), read_artifacts(artifacts), opener), Run()).changed
+
+
+def install_one(path: Path) -> bool:
+    offered = mirror()
+    checksum = read_checksum(offered.files["/new.tgz"].checksum)
+    source = read_source(f"{offered.url}/new.tgz", checksum=checksum)
+    opener = plain_opener(timeout=60, redirects=False)
+    return install(InstallRequest(str(path), "file", source), Run(), opener).changed
+
+
+@pytest.mark.parametrize("work", [sync_one, install_one])
+def test_what_is_called_unchanged_survives_a_power_cut(
+    disk: Disk, work: Callable[[Path], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run that gave it its name was killed before it brought that to the disk."""
+    with monkeypatch.context() as patch:
+        store, real = disk.path.stat(), os.fsync
+        patch.setattr(os, "fsync", lambda fd: None if os.path.samestat(os.fstat(fd), store) else real(fd))
+        assert work(disk.path)
+    with disk.after_power_cut() as path:
+        assert not (path / "file").exists()
+    assert not work(disk.path)
+    with disk.after_power_cut() as path:
+        assert (path / "file").exists()

@@ -28,6 +28,7 @@ from besom.installed import MARK
 from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.transfer import read_checksum, read_source
+from besom.tree import Cursor
 from besom.units import Share
 
 OPENER = plain_opener(timeout=20, redirects=False)
@@ -184,10 +185,11 @@ def test_the_same_content_is_not_installed_twice(mirror: Mirror, place: Place) -
     assert mirror.counts == {"HEAD": 1}
 
 
-def test_the_same_content_is_installed_again_where_the_tree_has_gone_meanwhile(
-    mirror: Mirror, place: Place, hold: Callable[..., Any]
+@pytest.mark.parametrize("checked", [False, True])
+def test_what_goes_while_the_lock_is_waited_for_is_installed_again(
+    mirror: Mirror, place: Place, hold: Callable[..., Any], checked: bool
 ) -> None:
-    mirror.add("/app.tgz", ONE, etag='"1"')
+    file = mirror.add("/app.tgz", ONE, etag='"1"')
     place.install()
     mirror.add("/app.tgz", ONE, etag='"2"')
     held = hold(place.path)
@@ -197,8 +199,18 @@ def test_the_same_content_is_installed_again_where_the_tree_has_gone_meanwhile(
         shutil.rmtree(place.path / "app", ignore_errors=True)
         held.release()
 
-    report = place.install(run=place.run(lock_timeout=60.0, waiting=waiting))
-    assert (report.action, place.version(), mirror.counts["GET"]) == ("installed", "1", 2)
+    run = place.run(lock_timeout=60.0, waiting=waiting)
+    report = place.install(file if checked else None, run, current="live")
+    assert (report.action, report.switched, mirror.counts["GET"]) == ("installed", True, 2)
+    assert place.version() == place.version("live") == "1"
+
+
+def test_what_a_killed_run_has_left_of_a_mark_goes_with_the_next(mirror: Mirror, place: Place) -> None:
+    file = mirror.add("/app.tgz", ONE)
+    place.install(file)
+    (place.path / f"app/.{MARK}.0123456789abcdef.part").write_text("{")
+    assert not predicts(place, file=file).changed
+    assert sorted(os.listdir(place.path / "app")) == [MARK, "bin", "version"]
 
 
 def test_an_upgrade_keeps_as_many_old_versions_as_asked(mirror: Mirror, place: Place) -> None:
@@ -553,6 +565,40 @@ def test_what_fails_after_the_tree_is_in_place_is_told_with_that(
         0,
         ["app", "live"],
     )
+
+
+def test_an_old_version_that_cannot_be_looked_at_is_told_with_the_upgrade(
+    mirror: Mirror, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.install(mirror.add("/app.tgz", ONE))
+
+    def broken(cursor: Cursor, name: str) -> None:
+        if name.startswith(".besom-old-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+        real(cursor, name)
+
+    real = Cursor.enter
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cursor, "enter", broken)
+        report = place.install(mirror.add("/app.tgz", TWO))
+    assert (report.changed, report.action, place.version()) == (True, "upgraded", "2")
+    assert [one["reason"] for one in report.failures.items] == ["cannot be removed: Input/output error"]
+
+
+@pytest.mark.root
+def test_a_tree_that_is_a_mount_is_kept_and_what_went_is_told(
+    mirror: Mirror, place: Place, mount: Callable[..., None]
+) -> None:
+    for content in (ONE, TWO):
+        place.install(mirror.add("/app.tgz", content), keep=1)
+    mount("--bind", place.path / "app", place.path / "app")
+    for dry_run in (True, False):
+        report = place.absent(dry_run=dry_run)
+        assert [one["reason"] for one in report.kept.items] == ["is a mount point"]
+        assert report.planned.entries == 1
+    assert (report.removed.entries, report.action, place.names) == (1, "", ["app"])
+    assert report.failures.total == 1
 
 
 def test_a_held_directory_is_waited_for_only_when_the_tree_is_ready(

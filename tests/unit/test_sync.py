@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from tests.host.mirror import PATIENCE_S, Mirror, Status, serve, stalled
@@ -454,6 +454,36 @@ def test_orphans_go_at_the_start_and_those_of_living_writers_stay(scene: Scene) 
         scene.sync()
         assert scene.files == sorted([f"a/{living.name}", "a/one"])
     os.close(fd)
+
+
+@pytest.mark.root
+def test_an_orphan_that_cannot_go_is_told_of(scene: Scene, chattr: Callable[[str, str], None]) -> None:
+    scene.add("one")
+    scene.path(".two.0123456789abcdef.part").write_bytes(b"left")
+    chattr("+i", str(scene.path(".two.0123456789abcdef.part")))
+    report = scene.sync()
+    assert report.fetched.total == 1
+    (warning,) = report.warnings
+    assert warning.endswith(".two.0123456789abcdef.part cannot be removed: Operation not permitted.")
+
+
+def test_a_store_that_is_moved_away_is_named_for_each_that_comes_later(scene: Scene) -> None:
+    for number in range(40):
+        scene.add(str(number))
+    fd = os.open(scene.store, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def waiting(_sentence: str) -> None:
+        """As somebody who has the lock."""
+        scene.store.rename(f"{scene.store}-moved")
+        os.close(fd)
+
+    run = Run(lock_timeout=60.0, waiting=waiting)
+    report = sync(SyncRequest(str(scene.store), read_artifacts(scene.artifacts), OPENER, 1), run)
+    assert report.failures.total == 40
+    missing = f"failed: {scene.store} does not exist; create it, or correct the path"
+    assert {one["reason"] for one in report.failures.items} == {missing}
+    assert os.listdir(f"{scene.store}-moved") == []
 
 
 def interrupted(scene: Scene, signals: int, drain_timeout: float, until: threading.Event) -> SyncReport:
