@@ -324,11 +324,12 @@ def main() -> None:
     params = module.params
     empty = params["state"] == "emptied"
     with one_sentence(module):
-        refuse_new_work("this task")
         own = {key: params[key] for key in ("path", "layout", "group_key", "lock_backend")}
         values = {**own, **policy_values(params)}
         store = read_store(values, limits_required=not empty)
         run = run_of(module)
+        run.admit = partial(refuse_new_work, "this task")
+        run.admit()
         work = partial(prune, Request(store, empty=empty), run)
         outcome = perform([(store.path, work)], run, skip_missing=False)
         finish(module, outcome, outcome.reports[0].to_dict() if outcome.reports else {"warnings": []})

@@ -442,6 +442,8 @@ file_systems:
       type: bool
 """
 
+from functools import partial
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.besom.drain_flag import refuse_new_work
@@ -475,8 +477,9 @@ def main() -> None:
     )
     params = module.params
     with one_sentence(module):
-        refuse_new_work("this task")
         run = run_of(module)
+        run.admit = partial(refuse_new_work, "this task")
+        run.admit()
         gate = Gate(module, run)
         stores = [read_store(values, "stores: ") for values in params["stores"]]
         temps = [read_temps(values, "temps: ") for values in params["temps"]]

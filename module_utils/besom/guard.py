@@ -84,6 +84,7 @@ def guarded(root: Root, run: Run, backend: str = "flock") -> Iterator[tuple[Run,
             stack.callback(lock.release)
         if wait.waited_s:
             run.waited(root.path, wait.waited_s)
+        run.admit()
 
         if isinstance(locks[-1], Flock):
             # The kernel takes it from nobody who lives.

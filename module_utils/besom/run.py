@@ -31,6 +31,10 @@ def unnoticed(path: str, seconds: float) -> None:
     """The end of a wait that nobody is told of."""
 
 
+def admitted() -> None:
+    """The work that may always begin."""
+
+
 def unread(hook: str, output: str) -> None:
     """The output that nobody reads."""
 
@@ -68,7 +72,8 @@ class Run:
     is there, of which path it is and how many seconds it took; output is told what a hook has printed; now
     gives ns since the epoch; index_dir is where it is remembered what stores came to, empty for a run that
     walks all of them, and reconcile how long (ns) that may stand for a walk; effort is how hard a removal
-    may press the host; shared_lock makes the lock that several machines see, from the path of a store.
+    may press the host; shared_lock makes the lock that several machines see, from the path of a store; admit
+    raises, once the writer lock is had, where work may not begin any more (a BesomError).
     """
 
     dry_run: bool = False
@@ -85,3 +90,4 @@ class Run:
     reconcile: int = 0
     effort: Effort = field(default_factory=Effort)
     shared_lock: Callable[[str], Lock] | None = None
+    admit: Callable[[], None] = admitted

@@ -253,7 +253,7 @@ class _Sync:
     # Execution.
 
     def confirm(self) -> None:
-        """Bring the names of what is unchanged to the disk; who gave them may have been killed before that."""
+        """Bring the names of what is unchanged to the disk; who gave them may have been killed before."""
         for directory in sorted(self.unchanged_in):
             path = os.path.join(self.root.path, directory).rstrip("/")
             try:

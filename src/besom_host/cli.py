@@ -20,7 +20,7 @@ SIZES = "Sizes: 500, 500B, 10K, 1.5GiB (K = KB = KiB = 1024). Durations: 90, 90s
 STATUSES = (
     "Exit status: 0 done, or nothing to do; 1 failed, in whole or for some entries; 2 usage, configuration, "
     "or a path that is missing or refused; 3 not enough space; 75 lock held past its timeout; "
-    "130 / 143 interrupted."
+    "129 / 130 / 143 interrupted by SIGHUP / SIGINT / SIGTERM."
 )
 
 

@@ -216,10 +216,11 @@ def carry_out(
     dry_run: bool,
     skip_missing: bool = True,
 ) -> Outcome:
-    if not dry_run:
-        refuse_new_work(f"besom {options.command}")
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, dry_run)
+    if not dry_run:
+        run.admit = partial(refuse_new_work, f"besom {options.command}")
+        run.admit()
     with bar or Bar():
         outcome = perform([(path, partial(do, run=run)) for path, do in work], run, skip_missing)
     if not dry_run and (config.log_file or config.log_journal or config.seq_url):

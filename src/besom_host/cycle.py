@@ -26,6 +26,8 @@ from .output import say
 
 # Told what is begun (operation, path) and, with an empty operation, that it is over.
 Watch = Callable[[str, str], None]
+# The configuration in force, and how to run under it: asked for before the turn of each path and store.
+InForce = Callable[[], tuple[Config, Run]]
 # Events of a command that are on their way to Seq get this long, in seconds.
 LAST_WORDS_S = 2.0
 
@@ -62,16 +64,21 @@ class Round:
         return [printable(report.store) for report in self.outcome.reports if report.missed]
 
 
-def keep_house(config: Config, run: Run, cause: str, watch: Watch = _unwatched) -> Round:
+def keep_house(
+    config: Config, run: Run, cause: str, watch: Watch = _unwatched, in_force: InForce | None = None
+) -> Round:
     """Sweep every temp area and bring every store under its policy; what fails keeps nothing else back.
 
     Stores that overlap are left alone: which of their policies is meant nobody can tell. Tells of all that
-    happens, brings the metrics up to date, and raises nothing. cause: as in the event run_began.
+    happens, brings the metrics up to date, and raises nothing. cause: as in the event run_began. What
+    config names has its turn as in_force says by then, and none when it is gone; what is new waits for
+    the next round.
     """
     started, metrics = time.monotonic(), Metrics()
     log.tell("run_began", cause=cause)
+    cycle = _Cycle(config, run, watch, metrics, in_force or (lambda: (config, run)))
     try:
-        outcome = _Cycle(config, run, watch, metrics).perform()
+        outcome = cycle.perform()
     except Exception as error:  # noqa: BLE001 (a daemon outlives whatever a run ends in)
         log.tell("run_crashed", error=repr(error))
         outcome = Outcome(errors=[BesomError(f"The run ended in {printable(repr(error))}; report it.")])
@@ -91,7 +98,7 @@ def keep_house(config: Config, run: Run, cause: str, watch: Watch = _unwatched) 
     )
     metrics.of_run(found.result, found.duration_s, time.time())
     if not run.dry_run:
-        write_metrics(config, metrics)
+        write_metrics(cycle.config, metrics)
     return found
 
 
@@ -123,35 +130,58 @@ def tell_outcome(config: Config, outcome: Outcome) -> None:
 class _Cycle:
     """The tasks of one round, each with its events and figures."""
 
-    def __init__(self, config: Config, run: Run, watch: Watch, metrics: Metrics) -> None:
-        self.config, self.watch, self.metrics = config, watch, metrics
+    def __init__(self, config: Config, run: Run, watch: Watch, metrics: Metrics, in_force: InForce) -> None:
+        self.watch, self.metrics, self.in_force = watch, metrics, in_force
+        # The stores that overlap with another, and those of them that were left alone: path and sentence.
+        self.overlapping: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        # What is at work: operation, path, and what the metrics call it.
+        self.now = ("", "", "")
+        self._go_by(config, run)
+
+    def _go_by(self, config: Config, run: Run) -> None:
+        self.config = config
         self.run = replace(
             run,
             waiting=partial(self._tell_of_wait, run.waiting),
             waited=partial(self._tell_waited, run.waited),
         )
-        # What is at work: operation, path, and what the metrics call it.
-        self.now = ("", "", "")
 
     def perform(self) -> Outcome:
-        refused = _overlapping(list(self.config.stores.values()))
-        outcome = perform(self._tasks(refused), self.run)
+        self.overlapping = _overlapping(list(self.config.stores.values()))
+        outcome = perform(self._tasks(), self.run)
         for error in outcome.errors:
             if isinstance(error, Interrupted):
                 log.tell("work_interrupted", reason=str(error))
-        for path, sentence in refused.items():
+        for path, sentence in self.refused.items():
             log.tell("work_failed", operation="prune", path=printable(path), reason=sentence)
-        outcome.errors += [UsageError(sentence) for sentence in dict.fromkeys(refused.values())]
+        outcome.errors += [UsageError(sentence) for sentence in dict.fromkeys(self.refused.values())]
         return outcome
 
-    def _tasks(self, refused: dict[str, str]) -> Iterator[Task]:
+    def _tasks(self) -> Iterator[Task]:
+        paths, names = dict.fromkeys(area.path for area in self.config.temps), list(self.config.stores)
         # As in the engine: an old temp that lies in a store is gone when the store is measured.
-        for area in self.config.temps:
-            yield area.path, partial(self._watched, "sweep", area.path, area.path, partial(sweep, area))
-        for store in self.config.stores.values():
-            if store.path not in refused:
-                work = partial(prune, Request(store))
-                yield store.path, partial(self._watched, "prune", store.path, store.name, work, store)
+        for path in paths:
+            for area in self._look_up().temps:
+                if area.path == path:
+                    yield path, partial(self._watched, "sweep", path, path, partial(sweep, area))
+        for name in names:
+            store = self._look_up().stores.get(name)
+            if store is None:
+                continue
+            if store.path in self.overlapping:
+                self.refused[store.path] = self.overlapping[store.path]
+                continue
+            work = partial(prune, Request(store))
+            yield store.path, partial(self._watched, "prune", store.path, name, work, store)
+
+    def _look_up(self) -> Config:
+        """The configuration in force; it stays so until this is called again."""
+        config, run = self.in_force()
+        if config is not self.config:
+            self._go_by(config, run)
+            self.overlapping = _overlapping(list(config.stores.values()))
+        return config
 
     def _watched(
         self, operation: str, path: str, name: str, work: Callable[[Run], Report], store: Store | None = None

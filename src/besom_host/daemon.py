@@ -179,21 +179,12 @@ class Daemon:
         # Whatever becomes of this run, the next is not before its time.
         self.due = started + self.config.interval
         self._publish(RUNNING)
-        run = Run(
-            lock_timeout=self.config.lock_timeout,
-            lock_option="lock_timeout",
-            effort=self.config.effort,
-            shared_lock=redis_locks_of(self.config),
-            shutdown=self.shutdown,
-            output=lambda hook, text: log.tell("hook_output", hook=hook, text=text),
-            now=self.clock.now,
-        )
         ahead = self.clock.ahead() // 10**9
         if ahead:
             log.tell("clock_doubted", ahead=format_duration(ahead), ahead_s=ahead)
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
         try:
-            found = keep_house(self.config, self.config.remember(run), cause, self._watch)
+            found = keep_house(*self._in_force(), cause, self._watch, self._in_force)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self.status.in_flight = []
@@ -211,6 +202,20 @@ class Daemon:
         self._plan_next(started, found)
         self._publish(IDLE)
 
+    def _in_force(self) -> tuple[Config, Run]:
+        """The configuration and how to run under it, once what was asked for meanwhile is done."""
+        self._attend()
+        run = Run(
+            lock_timeout=self.config.lock_timeout,
+            lock_option="lock_timeout",
+            effort=self.config.effort,
+            shared_lock=redis_locks_of(self.config),
+            shutdown=self.shutdown,
+            output=lambda hook, text: log.tell("hook_output", hook=hook, text=text),
+            now=self.clock.now,
+        )
+        return self.config, self.config.remember(run)
+
     def _plan_next(self, started: float, found: Round) -> None:
         in_vain = bool(found.missed) and not found.freed_bytes
         self.back_off = min(self.back_off * 2, _MOST_BACK_OFF) if in_vain else 1
@@ -227,12 +232,10 @@ class Daemon:
         self.status.in_flight = (
             [{"operation": operation, "path": printable(path), "since": time.time()}] if operation else []
         )
-        if operation:
-            self._attend()
         self._publish(RUNNING)
 
     def _attend(self) -> None:
-        """Do what was asked for and disturbs no work."""
+        """Do what was asked for, where no work is under way that it would come too late for."""
         if self.reload_asked:
             self.reload_asked = False
             self._reload()

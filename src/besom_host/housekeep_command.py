@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from functools import partial
 
 from besom.drain_flag import refuse_new_work
 from besom.errors import LockHeld
@@ -27,12 +28,12 @@ def housekeep_command(options: Namespace, shutdown: Shutdown) -> int:
     if not options.dry_run:
         for refusal in log.configure(config, once=True):
             say(refusal)
-    if not (options.dry_run or options.while_draining):
-        refuse_new_work("besom housekeep")
     bar = bar_of(options)
     run = run_of(options, config, shutdown, bar, options.dry_run)
-    # The last prune of a drain, as a preview, goes by nothing but what is there.
+    # The last prune of a drain, as a preview, is never refused, and goes by nothing but what is there.
     if not (options.dry_run or options.while_draining):
+        run.admit = partial(refuse_new_work, "besom housekeep")
+        run.admit()
         config.remember(run)
     with bar or Bar():
         if options.dry_run:

@@ -15,6 +15,7 @@ from besom.units import format_size, printable
 # Runs that are over sooner need no bar, and need not wait for rich to be imported.
 PATIENCE_S = 1.0
 _FRAME_S = 0.1
+_ALL = "In all"
 
 
 class Bar:
@@ -78,7 +79,7 @@ class Bar:
 class Transfers:
     """A bar for each transfer and one for all on a terminal; otherwise a line for each that is through.
 
-    To be called as besom.sync's watch, by any thread; a context manager.
+    To be called as besom.sync's watch, by any thread; a context manager. of_all is the run's progress.
     """
 
     def __init__(self, terminal: bool, lines: bool, color: bool = True) -> None:
@@ -109,6 +110,13 @@ class Transfers:
             if self._bar is not None:
                 self._draw(dest)
 
+    def of_all(self, phase: str, done: int, total: int) -> None:
+        """Show in the line for all what keeps them (say, the seconds of a wait), until one moves again."""
+        with self._guard, self._going_quiet():
+            if self._terminal and self._bar is not None:
+                counted = f"{done}/{total}" if total else str(done)
+                self._bar.update(self._all, description=f"{_ALL}, {phase} {counted}")
+
     @contextmanager
     def _going_quiet(self) -> Iterator[None]:
         """Say nothing more where nobody reads it: the work is not to end for that."""
@@ -134,7 +142,8 @@ class Transfers:
         elif dest in self._tasks:
             self._bar.remove_task(self._tasks.pop(dest))
         there = sum(done for done, _ in self._bytes.values())
-        self._bar.update(self._all, completed=there, total=sum(max(one) for one in self._bytes.values()))
+        whole = sum(max(one) for one in self._bytes.values())
+        self._bar.update(self._all, description=_ALL, completed=there, total=whole)
 
     def _open(self) -> None:
         # 60 ms that only this needs.
@@ -150,7 +159,7 @@ class Transfers:
             transient=True,
             redirect_stdout=False,
         )
-        self._all = self._bar.add_task("In all", total=None)
+        self._all = self._bar.add_task(_ALL, total=None)
         self._bar.start()
 
     def __enter__(self) -> Transfers:

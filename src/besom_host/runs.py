@@ -10,7 +10,7 @@ from typing import Any
 
 from besom.effort import EFFORT_READERS
 from besom.errors import UsageError
-from besom.run import Run
+from besom.run import Progress, Run
 from besom.shutdown import Shutdown
 from besom.units import parse_duration, printable
 
@@ -20,8 +20,13 @@ from .progress import Bar
 from .shared_lock import redis_locks_of
 
 
-def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | None, dry_run: bool) -> Run:
-    """How this command is to run; what the flags say stands above the configuration."""
+def run_of(
+    options: Namespace, config: Config, shutdown: Shutdown, progress: Progress | None, dry_run: bool
+) -> Run:
+    """How this command is to run; what the flags say stands above the configuration.
+
+    progress: what shows it on a terminal, where waits are told as well; None elsewhere.
+    """
     timeout = config.lock_timeout
     if options.lock_timeout is not None:
         timeout = parse_duration(options.lock_timeout, "--lock-timeout", zero=True)
@@ -33,8 +38,8 @@ def run_of(options: Namespace, config: Config, shutdown: Shutdown, bar: Bar | No
     run.shared_lock = redis_locks_of(config)
     if options.verbose:
         run.output = lambda hook, text: say(f"{hook}: {text}")
-    if bar is not None:
-        run.progress = bar
+    if progress is not None:
+        run.progress = progress
         run.waiting = say
         run.waited = lambda path, seconds: say(f"Got the lock of {printable(path)} after {seconds:.1f}s.")
     return run

@@ -42,9 +42,8 @@ def sync_command(options: Namespace, shutdown: Shutdown) -> int:
         refuse_new_work("besom sync")
     terminal = sys.stderr.isatty()
     transfers = Transfers(terminal, lines=not (terminal or options.json), color=not _plain(options))
-    run = run_of(options, config, shutdown, None, options.dry_run)
-    if terminal:
-        run.waiting = say
+    progress = transfers.of_all if terminal else None
+    run = run_of(options, config, shutdown, progress, options.dry_run)
     with transfers:
         outcome = perform([(path, partial(sync, request, run, transfers))], run, skip_missing=False)
     return _finish(options, outcome, run, terminal)

@@ -240,7 +240,9 @@ def test_a_held_store_ends_in_75_and_names_the_holder_and_the_option(host: Path)
         assert word in run.stderr
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_a_signal_while_waiting_for_the_lock_ends_the_wait(host: Path, signum: int, status: int) -> None:
     with held(host / "gems"):
         run = Terminal("prune", "gems", "--config", host / "besom.yml", "--lock-timeout", "1h")
@@ -250,6 +252,16 @@ def test_a_signal_while_waiting_for_the_lock_ends_the_wait(host: Path, signum: i
     assert run.status == status
     assert b"Interrupted" in text
     assert len(files(host / "gems")) == 4
+
+
+def test_every_exit_status_is_in_the_help_and_in_the_guide() -> None:
+    statuses = {"0", "1", "2", "3", "75", "129", "130", "143"}
+    told = besom("--help").stdout.partition("Exit status:")[2]
+    assert set(re.findall(r"\b\d+\b", told)) == statuses
+    guide = (Path(__file__).parents[2] / "docs/operating.md").read_text()
+    _, _, section = guide.partition("\n## Exit status\n")
+    rows = re.findall(r"^\| ([\d, ]+) \|", section.partition("\n## ")[0], re.MULTILINE)
+    assert {status for row in rows for status in row.split(", ")} == statuses
 
 
 def test_a_parent_that_blocks_signals_takes_none_away(host: Path) -> None:

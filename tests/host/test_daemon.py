@@ -18,6 +18,9 @@ from typing import Any, Callable
 import pytest
 from inotify_simple import INotify, flags
 
+from besom.run import Run
+from besom_host.config import Config, read
+from besom_host.cycle import keep_house
 from besom_host.state import StateDir, Status
 
 from .conftest import Held
@@ -363,6 +366,68 @@ def test_reload_during_a_run_is_taken_by_the_next(host: Host, hold: Callable[[Pa
     assert host.daemon("reload", "--timeout", "0.1s").status == 1
     held.release()
     host.until(lambda now: now["state"] == "idle" and "The configuration was read again" in host.log)
+
+
+def limited(path: Path, limit: int, **more: Any) -> dict[str, Any]:
+    """A store of so many files, named like its directory."""
+    return {"name": path.name, "path": str(path), "layout": "files", "max_entries": limit, **more}
+
+
+@pytest.mark.parametrize(
+    ("changed", "left"),
+    [
+        pytest.param(lambda other: [limited(other, 4)], 4, id="its limit is raised"),
+        pytest.param(lambda other: [limited(other, 1)], 1, id="its limit is lowered"),
+        pytest.param(lambda other: [], 5, id="it is gone"),
+        pytest.param(
+            lambda other: [limited(other, 1), limited(other.parent, 9, name="around")], 5, id="it overlaps"
+        ),
+        pytest.param(lambda other: [limited(other.parent / "new", 1, name="other")], 5, id="it is elsewhere"),
+    ],
+)
+def test_what_a_reload_says_is_in_force_for_each_store_whose_turn_is_to_come(
+    host: Host, hold: Callable[[Path], Held], changed: Callable[[Path], list[dict[str, Any]]], left: int
+) -> None:
+    other = host.path / "room/other"
+    (host.path / "room/new").mkdir(parents=True)
+    other.mkdir()
+    first = limited(host.store, 3)
+    host.configure(stores=[first, limited(other, 3)], lock_timeout="1h")
+    host.start()
+    for store in (host.store, other):
+        host.fill(5, store)
+    held = hold(host.store)
+    host.daemon("trigger")
+    host.until(lambda now: now["in_flight"])
+    host.configure(stores=[first, *changed(other)], lock_timeout="1h")
+    assert host.daemon("reload", "--timeout", "0.1s").status == 1
+    assert "The configuration was read again" not in host.log
+    held.release()
+    assert host.daemon("wait", "--timeout", "60s").status == 0
+    assert host.log.count("The configuration was read again") == 1
+    assert len(host.names()) == 3
+    assert len(os.listdir(other)) == left
+
+
+def test_a_temp_area_that_a_reload_takes_away_keeps_its_temps(host: Host) -> None:
+    areas = [host.path / name for name in ("first", "second", "third")]
+    for area in areas:
+        area.mkdir()
+        (area / ".temp-old").write_bytes(b"x")
+        os.utime(area / ".temp-old", (1e9, 1e9))
+    first, second, third = ({"path": str(area), "older_than": "1h"} for area in areas)
+
+    def configured(*temps: dict[str, str]) -> Config:
+        host.configure(temps=list(temps))
+        return read(str(host.file), {})
+
+    before = configured(first, second, third)
+    after = configured(first, {**third, "older_than": "99999d"})
+    # Nothing of a sweep waits for anybody, so no reload of a daemon could be put between two.
+    in_force = iter([before, after, after, after])
+    found = keep_house(before, Run(), "once", in_force=lambda: (next(in_force), Run()))
+    assert found.removed_entries == 1
+    assert [os.listdir(area) for area in areas] == [[], [".temp-old"], [".temp-old"]]
 
 
 def test_malformed_settings_are_survived_and_delete_nothing(host: Host) -> None:

@@ -20,6 +20,7 @@ from .told import told
 
 pytestmark = pytest.mark.root
 
+GUIDE = Path(__file__).parents[2] / "docs/operating.md"
 FAST = {"daemon_timeout": "4s", "unmount_timeout": "2s", "prune_timeout": "8s"}
 
 
@@ -99,25 +100,48 @@ def test_a_dry_run_says_the_same_and_does_nothing(host: Draining) -> None:
 def test_a_draining_host_refuses_new_work_until_it_is_resumed(host: Draining) -> None:
     host.fill(5)
     assert host.drain().status == 0
-    store = str(host.store)
+    store, manifest = str(host.store), host.path / "manifest"
+    manifest.write_text(f"{{store: {store}/, artifacts: []}}")
+    archive = ("http://127.0.0.1:9/archive", "--into", store, "--name", "app")
     refused = {
         "housekeep": host.besom("housekeep"),
         "prune": host.besom("prune", store, "--layout", "files", "--max-entries", "1"),
         "sweep": host.besom("sweep", store),
         "clean": host.besom("clean"),
+        "purge": host.besom("purge", store, "--layout", "files", "--older-than", "1d", "--yes"),
+        "sync": host.besom("sync", manifest),
+        "install": host.besom("install", *archive),
         "start": host.daemon("start"),
         "trigger": host.daemon("trigger", "--start"),
-        "run": host.daemon("run"),
+        "daemon run": host.daemon("run"),
     }
     assert {name: done.status for name, done in refused.items()} == dict.fromkeys(refused, 75)
     for done in refused.values():
         assert "This host drains since" in done["error"]
         assert "--resume" in done["error"]
+    (row,) = (line for line in GUIDE.read_text().splitlines() if line.startswith("| refuse |"))
+    assert [name for name in refused if f"`{name}`" not in row] == []
     assert host.besom("housekeep", "--dry-run").status == 0
     assert host.besom("info").status == 0
     assert host.drain("--resume")["changed"] is True
     assert host.drain("--resume")["changed"] is False
     assert host.besom("housekeep").status == 0
+
+
+def test_who_waits_for_a_lock_when_the_host_begins_to_drain_does_not_begin(
+    host: Draining, hold: Callable[[Path], Held]
+) -> None:
+    log = host.path / "log"
+    host.configure(drain=FAST, lock_timeout="1h", log={"format": "clef", "file": str(log)})
+    host.fill(5)
+    before, held = host.names(), hold(host.store)
+    waiting = host.popen("housekeep")
+    told(log, "lock_awaited")
+    host.flag.touch()
+    held.release()
+    assert waiting.wait(PATIENCE_S) == 75
+    assert host.names() == before
+    assert "This host drains since" in log.read_text()
 
 
 def test_mounts_go_and_one_that_is_busy_goes_lazily_with_its_holder_named(host: Draining, fuse: Fuse) -> None:

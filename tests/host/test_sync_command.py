@@ -6,17 +6,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
-from .conftest import COMMAND, Done, need
+from .conftest import COMMAND, Done, Held, need
 from .mirror import Mirror, serve, stalled
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -164,6 +165,34 @@ def test_on_a_terminal_there_is_a_bar_for_each_and_one_for_all(scene: Scene) -> 
     assert scene.until.is_set(), seen
     assert process.returncode == 0
     assert out.splitlines()[-1] == "Fetched 2 files (2.0 MiB); 0 unchanged."
+
+
+def test_a_terminal_shows_how_long_a_lock_is_waited_for_and_that_it_was_got(
+    scene: Scene, hold: Callable[[Path], Held]
+) -> None:
+    scene.add("one")
+    held = hold(scene.store)
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "sync", scene.manifest, "--lock-timeout", "61s"],
+        env={**os.environ, "BESOM_CONFIG": os.devnull, "TERM": "xterm", "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal of a process that has ended
+        while chunk := os.read(ours, 4096):
+            seen += chunk
+            if re.search(rb"In all, wait for the lock \d+/61", seen):
+                held.release()
+    os.close(ours)
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out.splitlines()[-1]) == (0, "Fetched 1 file (1.0 MiB); 0 unchanged."), seen
+    assert seen.startswith(f"besom: Waiting for {scene.store}, locked by pid {held.pid} (".encode())
+    assert seen.count(f"besom: Got the lock of {scene.store} after ".encode()) == 1
 
 
 def test_what_fails_is_named_and_the_status_is_1(scene: Scene) -> None:
