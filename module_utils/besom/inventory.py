@@ -45,6 +45,8 @@ from .units import printable
 
 OLDEST = -(2**63)
 YOUNGEST = 2**63 - 1
+# So many tables that are about to be taken stay open: packing them takes longer than it saves.
+_OPEN = 8
 # As many anomalies are named to somebody who asks for all.
 ALL = 100_000
 
@@ -66,7 +68,7 @@ class Taker(Protocol):
     """Takes entries while others are still read, so that they need not be kept."""
 
     def take(self, found: Inventory, chunk: Chunk) -> None:
-        """Take a chunk that was not sealed; the reading waits for that."""
+        """Take a chunk, sealed or not; the reading waits for that."""
 
 
 class Directories:
@@ -172,13 +174,22 @@ class Inventory(Directories):
     settled: bool = True
     shared: dict[str, Shared] = field(default_factory=dict)
 
+    @property
+    def entangled(self) -> bool:
+        """Of layouts trees and sessions: whether an inode has names in several entries, or beside them."""
+        return any(
+            names < self.links[ident].seen
+            for shared in self.shared.values()
+            for ident, (names, *_rest) in shared.items()
+        )
+
     def room(self, device: int, chunks: list[Chunk] | None = None) -> Chunk:
-        """The chunk of chunks (None: those of the inventory, sealed when full) that takes the next entry."""
+        """The chunk of chunks (None: those of the inventory) that takes the next entry; seals full ones."""
         kept = chunks is None or chunks is self.chunks
         chunks = self.chunks if chunks is None else chunks
         chunk = chunks[-1] if chunks else None
         if chunk is None or chunk.device != device or len(chunk) >= CHUNK:
-            if chunk is not None and kept:
+            if chunk is not None and (kept or len(chunks) > _OPEN):
                 chunk.seal()
             chunk = Chunk(device, self.by_mtime)
             chunks.append(chunk)

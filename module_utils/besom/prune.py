@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, compress, count, islice, repeat
-from typing import TYPE_CHECKING, Any, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Callable
 
 from .effort import Rate, io_class
 from .errors import BesomError, Interrupted, LockLost, UsageError
@@ -31,6 +32,7 @@ from .units import format_size, printable
 
 if TYPE_CHECKING:
     from .removal import Remover
+    from .shutdown import Shutdown
     from .survey import Looked, Memory
 
 _ST_NOATIME = 1024  # statvfs(3)
@@ -105,11 +107,12 @@ class Ahead:
         """Run the hook before, unless it was run already."""
         if not self.begun:
             self._stack.enter_context(
-                around(self._request.store.hooks, self._root.path, lambda: self.report, self._run)
+                around(self._request.store.hooks, self._root.path, self._told, self._run)
             )
             self.begun = True
 
     def take(self, found: Inventory, chunk: Chunk) -> None:
+        """Have all of a chunk removed, sealed or not."""
         if not len(chunk):
             return
         self.found = found
@@ -134,8 +137,20 @@ class Ahead:
     def __enter__(self) -> Ahead:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._stack.__exit__(*exception)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            # For the hook after; nobody else gets this report.
+            _cut_short(self.report, error, self._run)
+        self._stack.__exit__(kind, error, trace)
+
+    def _told(self) -> Report:
+        """The report for the hook after, with what is known to be removed when an error took the figures."""
+        if self.remover is not None:
+            removed = self.report.removed
+            removed.entries = max(removed.entries, self.remover.done)
+        return self.report
 
 
 def plan(request: Request, root: Root, run: Run, thorough: bool = True, ahead: Ahead | None = None) -> Plan:
@@ -177,12 +192,12 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True, ahead: A
     trash = sum(found.trash.values())
     goals = goals_of(found)
 
-    def mark() -> Goals:
+    def mark(goals: Goals) -> Goals:
         return _mark_named(request, found, now) if request.named else choose(found.chunks, goals)
 
-    short = mark()
-    while thorough and store.layout == "files" and _drop_forbidden(found):
-        short = mark()
+    short = mark(goals)
+    if thorough and store.layout == "files":
+        short = _pass_over_forbidden(found, goals, short, mark, run.shutdown)
 
     entries, usage, freed = tally(found.chunks)
     report.planned.add(entries + len(found.trash), freed + trash)
@@ -355,25 +370,69 @@ def _rows(found: Inventory, chunk: Chunk) -> Iterator[tuple[int, str, int]]:
             yield key, found.path(where, name), freed
 
 
-def _drop_forbidden(found: Inventory) -> int:
-    """Take victims that are immutable or append-only out of the tables, as anomalies; returns how many."""
+# A victim that may not go: its key and inode, its path, and why.
+_Forbidden = tuple[tuple[int, int], str, str]
+
+
+def _pass_over_forbidden(
+    found: Inventory, goals: Goals, short: Goals, mark: Callable[[Goals], Goals], shutdown: Shutdown
+) -> Goals:
+    """Mark others instead of victims that are immutable or append-only, which become anomalies.
+
+    short: what mark(goals) has returned; returns what it does in the end. Each file is opened once. Raises
+    Interrupted.
+    """
+    clear = [bytearray(len(chunk)) for chunk in found.chunks]
+    forbidden: list[_Forbidden] = []
+    while dropped := _drop_forbidden(found, clear, shutdown):
+        forbidden += dropped
+        # Where there are many there may be more: look as far ahead again, not one by one.
+        mark(replace(goals, drop=max(goals.drop, sum(map(sum, clear)) + 2 * len(forbidden))))
+        forbidden += _drop_forbidden(found, clear, shutdown)
+        short = mark(goals)
+    if forbidden:
+        # What is neither too old nor before the last victim would not have gone anyway.
+        end = (YOUNGEST, 0)
+        if short.reached(0, 0, 0):
+            rows = (zip(chunk.key, chunk.inode, chunk.victims) for chunk in found.chunks)
+            end = max(((key, inode) for key, inode, goes in chain.from_iterable(rows) if goes), default=end)
+        for order, path, why in forbidden:
+            if order < end or order[0] < goals.before:
+                found.anomalies.add(path, f"is {why}")
+    return short
+
+
+def _drop_forbidden(found: Inventory, clear: list[bytearray], shutdown: Shutdown) -> list[_Forbidden]:
+    """Take victims that are immutable or append-only out of the tables; returns them.
+
+    clear: what of each chunk is known to be neither, and is not opened again.
+    """
     from .removal import Place
 
     place = Place(found)
-    dropped, here = 0, -1
+    dropped: list[_Forbidden] = []
+    here = -1
     error: OSError | None = None
-    for chunk in found.chunks:
-        gone = set()
-        for position, name, where in compress(zip(count(), chunk.names, chunk.where), chunk.victims):
+    for number, chunk in enumerate(found.chunks):
+        if not any(chunk.victims):
+            continue
+        shutdown.check(f"reading {printable(found.root.path)}")
+        known, gone = clear[number], set()
+        rows = zip(count(), chunk.names, chunk.where, chunk.key, chunk.inode)
+        for position, name, where, key, inode in compress(rows, chunk.victims):
+            if known[position]:
+                continue
             if where != here:
                 here, error = where, place.go(where)
             why = "" if error else file_forbids(name, place.cursor.fd)
             if why:
                 gone.add(position)
-                found.anomalies.add(place.cursor.path(name), f"is {why}")
+                dropped.append(((key, inode), place.cursor.path(name), why))
+            else:
+                known[position] = 1
         if gone:
             chunk.drop(gone)
-            dropped += len(gone)
+            clear[number] = bytearray(compress(known, (position not in gone for position in count())))
     place.cursor.rise(0)
     return dropped
 
@@ -386,8 +445,8 @@ class _Execution:
         self.found, self.report = plan.inventory, plan.report
         self.total = plan.report.planned.entries
         self.usage = 0
-        # A rule (immutable, append-only) that a quick plan had not seen: worth a second, thorough one.
-        self.surprised = False
+        # Victims under a rule (immutable, append-only) that a quick plan had not seen; the bytes as planned.
+        self.forbidden = Tally()
 
     def execute(self) -> Report:
         report = self.report
@@ -422,18 +481,18 @@ class _Execution:
                 removal = finish_trash(cursor, name)
             if name in back and removal.blocked and removal.blocked.reason == PUT_BACK:
                 continue  # as the plan has noted
-            if self._account(cursor.path(name), removal):
+            if self._account(cursor.path(name), removal, self.found.trash.get(name, 0)):
                 self.usage += removal.freed
 
     def _remove_trees(self) -> None:
         cursor, rate = Cursor(self.found.root), Rate(self.run.effort.max_rate)
         for chunk in self.found.chunks:
-            rows = compress(zip(chunk.names, chunk.mtime, chunk.size, chunk.bytes), chunk.victims)
-            for name, newest, inodes, size in rows:
+            columns = (chunk.names, chunk.mtime, chunk.size, chunk.bytes, chunk.freed)
+            for name, newest, inodes, size, freed in compress(zip(*columns), chunk.victims):
                 rate.wait(self.run.shutdown)
                 if self.run.shutdown.requested:
                     return
-                if self._account(cursor.path(name), remove_tree(cursor, name, (newest, inodes))):
+                if self._account(cursor.path(name), remove_tree(cursor, name, (newest, inodes)), freed):
                     self.usage += size
                 self.run.progress("remove", self.report.removed.entries, self.total)
 
@@ -445,19 +504,20 @@ class _Execution:
         lru = self.plan.request.store.policy.order == "lru"
         try:
             for chunk in self.found.chunks:
-                rows = compress(zip(chunk.names, chunk.size, chunk.key, chunk.bytes), chunk.victims)
-                for row, identity, key, size in rows:
+                columns = (chunk.names, chunk.size, chunk.key, chunk.bytes, chunk.freed)
+                for row, identity, key, size, freed in compress(zip(*columns), chunk.victims):
                     rate.wait(self.run.shutdown)
                     if self.run.shutdown.requested:
                         return
                     removal = remover.remove(row, identity, key if lru else None)
-                    if self._account(self.found.path(0, row), removal):
+                    if self._account(self.found.path(0, row), removal, freed):
                         self.usage += size
                     self.run.progress("remove", self.report.removed.entries, self.total)
         finally:
             remover.close()
 
-    def _account(self, path: str, removal: Removal) -> bool:
+    def _account(self, path: str, removal: Removal, planned: int) -> bool:
+        """Count what became of a victim; planned: the bytes that its removal was to free."""
         blocked = removal.blocked
         if blocked is None:
             self.report.removed.add(1, removal.freed)
@@ -467,7 +527,8 @@ class _Execution:
             self.report.failures.add(blocked.path, blocked.reason)
         else:
             self.found.note(blocked)
-            self.surprised = self.surprised or blocked.anomaly
+            if blocked.anomaly:
+                self.forbidden.add(1, planned)
         return False
 
     def _remove_files(self) -> None:
@@ -484,17 +545,21 @@ class _Execution:
             else:
                 ahead.total = self.total
             listed = [item["path"] for item in report.victims.items]
-            for chunk in self.found.chunks:
-                if any(chunk.victims) and not self.run.shutdown.requested:
-                    remover.add(chunk, listed)
-            outcome = remover.finish()
+            try:
+                for chunk in self.found.chunks:
+                    if any(chunk.victims) and not self.run.shutdown.requested:
+                        remover.add(chunk, listed)
+                outcome = remover.finish()
+            except BesomError:
+                report.removed.entries += remover.done
+                raise
         report.removed.add(outcome.removed.entries, outcome.removed.bytes)
         self.usage += outcome.usage
         for name in ("kept", "anomalies", "failures"):
             getattr(report, name).extend(getattr(outcome, name))
         report.victims.items = [item for item in report.victims.items if item["path"] not in outcome.stayed]
         report.victims.total -= outcome.stayed_total
-        self.surprised = self.surprised or outcome.surprised
+        self.forbidden.add(outcome.forbidden.entries, outcome.forbidden.bytes)
 
 
 def prune(request: Request, run: Run) -> Report:
@@ -535,7 +600,12 @@ def _prune_locked(request: Request, root: Root, run: Run) -> Report:
 def _carry_out(planned: Plan, request: Request, root: Root, run: Run, ahead: Ahead | None) -> Report:
     first = _Execution(planned, run, ahead)
     report = first.execute()
-    if not first.surprised or run.shutdown.requested:
+    if not first.forbidden.entries or run.shutdown.requested:
+        return report
+    found = planned.inventory
+    if request.by_rule and not (found.entangled or found.pending):
+        # Nothing else goes instead. Where entries share inodes, what the others free changes as well.
+        report.planned.add(-first.forbidden.entries, -first.forbidden.bytes)
         return report
     # The dry run sees what is immutable beforehand and takes the next oldest instead: so does this.
     store = request.store
@@ -543,7 +613,12 @@ def _carry_out(planned: Plan, request: Request, root: Root, run: Run, ahead: Ahe
         # Pruning began above max_size, so it goes on to the target.
         policy = replace(store.policy, max_size=store.policy.target_size)
         request = replace(request, store=replace(store, policy=policy))
-    again = _Execution(plan(request, root, run, thorough=True), run).execute()
+    try:
+        again = _Execution(plan(request, root, run, thorough=True), run).execute()
+    except (BesomError, OSError) as error:
+        # What the first has removed is to be told all the same.
+        _cut_short(report, error, run)
+        return report
     again.planned.add(report.removed.entries, report.removed.bytes)
     again.removed.add(report.removed.entries, report.removed.bytes)
     report.victims.extend(again.victims)
@@ -551,6 +626,17 @@ def _carry_out(planned: Plan, request: Request, root: Root, run: Run, ahead: Ahe
     again.bytes_before, again.entries_before = report.bytes_before, report.entries_before
     again.failures.extend(report.failures)
     return again
+
+
+def _cut_short(report: Report, error: BaseException, run: Run) -> None:
+    """Note in a report what ended the work that it tells of."""
+    if isinstance(error, Interrupted):
+        report.interrupted = True
+    elif isinstance(error, LockLost):
+        report.failures.add(report.store, f"{run.shutdown.lost}; {STOPPED}")
+    else:
+        reason = error.strerror if isinstance(error, OSError) else None
+        report.failures.add(report.store, reason or str(error))
 
 
 def _remember(planned: Plan, forecast: Forecast) -> None:

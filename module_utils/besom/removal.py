@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,6 @@ from typing import Any, Callable
 
 from .effort import Rate
 from .errors import BesomError
-from .guard import STOPPED
 from .inventory import Directories, Inventory
 from .locks import LockTable
 from .report import Noted, Tally
@@ -82,8 +80,9 @@ class Removed:
     """What became of some of the victims.
 
     usage: bytes that left the store; stayed: the listed paths that did not go, and how many in all;
-    surprised: a file was immutable or append-only, which a quick plan does not see; emptied: directories
-    that may be empty now, and had the reading in them when that was to be seen; signum: what stopped it.
+    forbidden: files that were immutable or append-only, which a quick plan does not see, and the bytes that
+    it counted on; emptied: directories that may be empty now, and had the reading in them when that was to
+    be seen.
     """
 
     removed: Tally = field(default_factory=Tally)
@@ -93,9 +92,8 @@ class Removed:
     failures: Noted = field(default_factory=Noted)
     stayed: set[str] = field(default_factory=set)
     stayed_total: int = 0
-    surprised: bool = False
+    forbidden: Tally = field(default_factory=Tally)
     emptied: dict[int, Ident] = field(default_factory=dict)
-    signum: int = 0
 
     def add(self, other: Removed) -> None:
         self.removed.add(other.removed.entries, other.removed.bytes)
@@ -105,9 +103,8 @@ class Removed:
         self.failures.extend(other.failures)
         self.stayed |= other.stayed
         self.stayed_total += other.stayed_total
-        self.surprised = self.surprised or other.surprised
+        self.forbidden.add(other.forbidden.entries, other.forbidden.bytes)
         self.emptied.update(other.emptied)
-        self.signum = self.signum or other.signum
 
 
 @dataclass
@@ -159,7 +156,8 @@ class Remover:
         listed: paths that Removed.stayed is about, of this chunk and maybe of others.
         """
         columns: Iterable[Any] = (
-            *(chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key, chunk.bytes),
+            *(chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key),
+            *(chunk.bytes, chunk.freed),
         )
         if not all(chunk.victims):
             columns = (
@@ -177,6 +175,11 @@ class Remover:
         with self._naming():
             self._workers.add(_Victims(chunk.device, columns, ways, standing, listed))
 
+    @property
+    def done(self) -> int:
+        """How many files are removed so far."""
+        return self._workers.done
+
     def finish(self) -> Removed:
         """What became of all victims, once that is settled."""
         outcome = Removed()
@@ -184,9 +187,6 @@ class Remover:
             results = self._workers.finish()
         for one in results:
             outcome.add(one)
-        if self._workers.left and not self.run.shutdown.signum:
-            name = signal.Signals(outcome.signum).name
-            outcome.failures.add(self.found.root.path, f"a process of this run got {name}; {STOPPED}")
         self._remove_emptied(outcome.emptied)
         return outcome
 
@@ -196,8 +196,8 @@ class Remover:
         try:
             yield
         except BesomError as error:
-            path, done = printable(self.found.root.path), self._workers.done
-            raise BesomError(f"{path}: {error} At least {done} of its files are removed.") from error
+            path = printable(self.found.root.path)
+            raise BesomError(f"{path}: {error} At least {self.done} of its files are removed.") from error
 
     def _remove_emptied(self, emptied: dict[int, Ident]) -> None:
         """Remove directories that were emptied while the reading stood in them."""
@@ -221,7 +221,7 @@ class Remover:
         return _Hand(self, done, shutdown, parent)
 
     def _tell(self) -> None:
-        self.run.progress("remove", self._workers.done, self._total())
+        self.run.progress("remove", self.done, self._total())
 
     def __enter__(self) -> Remover:
         return self
@@ -249,14 +249,11 @@ class _Hand:
         self.listed: Collection[str] = ()
         # Directories that something was removed from.
         self.touched: set[int] = set()
-        self.here = -1
-        self.error: OSError | None = None
 
     def result(self) -> Removed:
         with suppress(OSError):
             self.place.rise()
         self.place.cursor.rise(0)
-        self.outcome.signum = self.shutdown.signum
         return self.outcome
 
     def left(self, cursor: Cursor, directory: int, ident: Ident) -> None:
@@ -283,19 +280,25 @@ class _Hand:
         rate, touch = self.rate, self.touched.add
         device, table = job.device, LockTable()
         locked = table.inodes
-        fd = place.cursor.fd
+        fd, here, in_use = place.cursor.fd, -1, ""
+        error: OSError | None = None
         stat, unlink, getppid = os.stat, os.unlink, os.getppid
-        for name, where, inode, mtime, size, key, held in zip(*job.columns):
+        for name, where, inode, mtime, size, key, held, freed in zip(*job.columns):
             if rate.limited:
                 rate.wait(shutdown)
             # Nobody would hear of what is done for a parent that was killed.
             if shutdown.signum or (parent and getppid() != parent):
                 break
-            if where != self.here:
-                self.here, self.error = where, place.go(where)
+            if where != here:
+                here, error = where, place.go(where)
                 fd = place.cursor.fd
-            if self.error:
-                self.refused(where, name, fd, self.error)
+                # Somebody may have begun to work in it since it was read.
+                in_use = _in_use(place.cursor, table) if locked else ""
+            if error:
+                self.refused(where, name, fd, error)
+                continue
+            if in_use:
+                outcome.kept.add(self.stays(where, name), in_use)
                 continue
             try:
                 st = stat(name, dir_fd=fd, follow_symlinks=False)
@@ -319,7 +322,7 @@ class _Hand:
                 else:
                     removed.bytes += self.unlink_one_of_several(name, fd, st)
             except OSError as refused:
-                self.refused(where, name, fd, refused)
+                self.refused(where, name, fd, refused, freed)
                 continue
             touch(where)
             removed.entries += 1
@@ -345,17 +348,30 @@ class _Hand:
             self.outcome.stayed.add(printable(path))
         return path
 
-    def refused(self, where: int, name: str, fd: int, error: OSError) -> None:
+    def refused(self, where: int, name: str, fd: int, error: OSError, freed: int = 0) -> None:
+        """Note why a victim does not go, which was to free so many bytes."""
         outcome, path = self.outcome, self.stays(where, name)
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
             outcome.kept.add(path, CHANGED)
         elif isinstance(error, MountPoint) or error.errno == errno.EBUSY:
             outcome.kept.add(path, "is a mount point")
         elif error.errno == errno.EPERM and file_forbids(name, fd):
-            outcome.surprised = True
+            outcome.forbidden.add(1, freed)
             outcome.anomalies.add(path, f"is {file_forbids(name, fd)}")
         else:
             outcome.failures.add(path, f"cannot be removed: {error.strerror}")
+
+
+def _in_use(cursor: Cursor, table: LockTable) -> str:
+    """By whom the directory that cursor stands in, or one above it, is in use; empty if by nobody.
+
+    The lock of the root is that of this run.
+    """
+    for device, inode in cursor.way:
+        holder = table.holder(device, inode) if inode in table.inodes else None
+        if holder:
+            return f"in use: locked by {holder}"
+    return ""
 
 
 def _remove_directory(name: str, fd: int, ident: Ident) -> None:

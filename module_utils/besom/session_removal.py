@@ -23,6 +23,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 # So many directories of a session are held by flock; of the others /proc/locks tells who holds them.
 _HELD = 64
 Names = Sequence[tuple[str, bool]]
+# Device and inode, of a file mtime (ns) and size as well; nothing where there is none.
+Ident = tuple[int, ...]
 
 
 class SessionRemover:
@@ -49,6 +51,7 @@ class SessionRemover:
             with ExitStack() as stack:
                 for name in [name for name, is_dir in names if is_dir][:_HELD]:
                     self._hold(stack, name)
+                idents = _identify(cursor, names)
                 found, seen, _st = look(cursor, names, LockTable(), thorough=True)
                 if seen != planned or (used is not None and found.used > used) or self._differs(id_, parts):
                     return Removal(blocked=Blocked(path, CHANGED))
@@ -56,16 +59,20 @@ class SessionRemover:
                     return Removal(blocked=found.blocked)
                 moved = self._move(names)
                 whole = len(moved) == len(names)
+                if not whole and self._back_if_changed(moved, names, idents):
+                    return Removal(blocked=Blocked(path, CHANGED))
                 if not moved:
                     # On a full disk one blob goes where it is; that may make room for the trash.
-                    removal = _remove_names(cursor, names[-1:], path, found.freed)
+                    removal = _remove_names(cursor, names[-1:], path, found.freed, idents)
                     if removal.blocked:
                         return removal
                     names = names[:-1]
                     moved = self._move(names)
+                    if self._back_if_changed(moved, names, idents):
+                        return Removal(blocked=Blocked(path, CHANGED))
                 if not whole:
                     # What the disk had no room for in the trash goes where it is, the metadata last.
-                    removal = _remove_names(cursor, names[len(moved) :], path, found.freed)
+                    removal = _remove_names(cursor, names[len(moved) :], path, found.freed, idents)
                     if removal.blocked or not moved:
                         self.close()
                         return removal
@@ -129,6 +136,15 @@ class SessionRemover:
                 raise
         self._listed = os.fstat(cursor.fd).st_mtime_ns
         return names
+
+    def _back_if_changed(self, moved: Names, names: Names, idents: dict[str, Ident]) -> bool:
+        """Put moved back if a name, of these in the trash or those beside it, is not what it was."""
+        left = names[len(moved) :]
+        if not _changed(self._lock, moved, idents) and not _changed(self._cursor.fd, left, idents):
+            return False
+        self._put_back(moved)
+        self.close()
+        return True
 
     def _verify(self, names: Names, planned: int, path: str) -> Blocked | None:
         """Enter the trash that names are in, and stay there; or put them back and say why. Raises OSError."""
@@ -202,20 +218,50 @@ def restore(source: int, target: int, names: Iterable[tuple[str, bool]]) -> None
         raise failed
 
 
-def _remove_names(cursor: Cursor, names: Names, path: str, freed: int) -> Removal:
-    """Remove names from the directory that cursor stands in, the metadata last."""
+def _identify(cursor: Cursor, names: Names) -> dict[str, Ident]:
+    """What each of the names in the directory that cursor stands in is; a mount is not looked at."""
+    return {
+        name: () if name in cursor.mounted and cursor.is_mount(name) else _ident(name, is_dir, cursor.fd)
+        for name, is_dir in names
+    }
+
+
+def _ident(name: str, is_dir: bool, fd: int) -> Ident:
+    try:
+        st = os.lstat(name, dir_fd=fd)
+    except FileNotFoundError:
+        return ()
+    return (st.st_dev, st.st_ino) if is_dir else (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size)
+
+
+def _changed(fd: int, names: Names, idents: dict[str, Ident]) -> bool:
+    """Whether any of the names in directory fd is not what it was."""
+    return any(_ident(name, is_dir, fd) != idents[name] for name, is_dir in names)
+
+
+def _remove_names(
+    cursor: Cursor, names: Names, path: str, freed: int, idents: dict[str, Ident] | None = None
+) -> Removal:
+    """Remove names from the directory that cursor stands in, the metadata last.
+
+    idents: what they were, where they are in no trash; what is anything else by now stays.
+    """
+    unfinished = "trash that cannot be finished" if idents is None else "its removal cannot be finished"
     for name, is_dir in reversed(names):
-        if is_dir:
-            removal = empty(cursor, name, path, 0)
-            if removal.blocked:
-                return removal
-            continue
         try:
-            os.unlink(name, dir_fd=cursor.fd)
+            was = idents[name] if idents is not None else ()
+            if idents is not None and _ident(name, is_dir, cursor.fd) != was:
+                raise OSError(errno.ESTALE, "was replaced")
+            if is_dir:
+                removal = empty(cursor, name, path, 0, (was[0], was[1]) if was else None)
+                if removal.blocked:
+                    return removal
+            else:
+                os.unlink(name, dir_fd=cursor.fd)
         except FileNotFoundError:
             pass
         except OSError as error:
-            reason = f"trash that cannot be finished: {printable(name)}: {error.strerror}"
+            reason = f"{unfinished}: {printable(name)}: {error.strerror}"
             return Removal(blocked=Blocked(path, reason, anomaly=True), failed=True)
     return Removal(freed=freed)
 
@@ -234,6 +280,7 @@ def finish_sessions(root: Root, cursor: Cursor, trash: str, pending: Pending) ->
         cursor.rise(0)
         if not is_ours(root, lock):
             return Removal(blocked=Blocked(path, CHANGED))
+        idents = _identify(cursor, pending.names)
         found, seen, _st = look(cursor, pending.names, LockTable(), thorough=True)
         if pending.back or found.changed >= pending.moment or _anew(cursor, pending):
             return _undo(cursor, trash, lock)
@@ -250,9 +297,9 @@ def finish_sessions(root: Root, cursor: Cursor, trash: str, pending: Pending) ->
                     raise
                 left = pending.names[count:]
                 break
-        if _anew(cursor, pending):
+        if _anew(cursor, pending) or _changed(cursor.fd, left, idents):
             return _undo(cursor, trash, lock)
-        removal = _remove_names(cursor, left, path, found.freed)
+        removal = _remove_names(cursor, left, path, found.freed, idents)
         return removal if removal.blocked else empty(cursor, trash, path, found.freed, ident)
     except OSError as error:
         return refusal(path, error)

@@ -91,6 +91,11 @@ class Cursor:
         return self._frames[-1].ident
 
     @property
+    def way(self) -> list[tuple[int, int]]:
+        """Device and inode of each directory from just below the root down to this one."""
+        return [frame.ident for frame in self._frames[1:]]
+
+    @property
     def depth(self) -> int:
         return len(self._frames) - 1
 
@@ -469,6 +474,8 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
         if found.blocked:
             return Removal(blocked=found.blocked)
         cursor.rise(depth)
+        locked = os.fstat(lock)
+        ident = (locked.st_dev, locked.st_ino)
         trash = f".besom-trash-{os.urandom(8).hex()}"
         try:
             os.rename(name, trash, src_dir_fd=cursor.fd, dst_dir_fd=cursor.fd)
@@ -476,11 +483,12 @@ def remove_tree(cursor: Cursor, name: str, planned: tuple[int, int], held: int =
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             # A full disk has no room for one more name: then, and only then, it goes where it is.
-            return empty(cursor, name, path, found.freed)
-        locked = os.fstat(lock)
-        found = _verify(cursor, trash, (locked.st_dev, locked.st_ino))
+            trash = name
+        found = _verify(cursor, trash, ident)
         if found.identity == planned and not found.blocked:
-            return empty(cursor, trash, path, found.freed, (locked.st_dev, locked.st_ino))
+            return empty(cursor, trash, path, found.freed, ident)
+        if trash == name:
+            return Removal(blocked=found.blocked or Blocked(path, CHANGED))
         back = put_back(cursor.fd, trash, cursor.fd, name, is_directory(trash, cursor.fd))
         return Removal(blocked=found.blocked or Blocked(cursor.path(back), CHANGED))
     except OSError as error:
@@ -499,7 +507,7 @@ def has_trash(root: Root) -> bool:
 
 
 def _verify(cursor: Cursor, trash: str, ident: tuple[int, int]) -> Measure:
-    """What was moved away, measured once more; as nothing when it is not the directory ident any more."""
+    """What is to go now, measured once more; as nothing when it is not the directory ident any more."""
     depth = cursor.depth
     try:
         cursor.enter(trash)
@@ -599,9 +607,12 @@ def _is_same(name: str, directory: int, other: str, its: int) -> bool:
 def empty(cursor: Cursor, trash: str, path: str, freed: int, ident: tuple[int, int] | None = None) -> Removal:
     """Remove the directory trash with all that is in it; path is what to call it.
 
-    ident: its device and inode; what another has put in its place since is left alone.
+    ident: its device and inode; what another has put in its place since is left alone. Where there was no
+    room for a trash it is the name of the entry itself.
     """
     depth = cursor.depth
+    is_trash = TRASH.fullmatch(trash) or SESSIONS_TRASH.fullmatch(trash)
+    unfinished = "trash that cannot be finished" if is_trash else "its removal cannot be finished"
     problems: list[str] = []
 
     def note(name: str, error: OSError) -> None:
@@ -628,14 +639,16 @@ def empty(cursor: Cursor, trash: str, path: str, freed: int, ident: tuple[int, i
         except OSError as error:
             note(name, error)
 
-    for _attempt in range(_RESCANS):
+    for attempt in range(_RESCANS):
         # A process with the directory open can still write into it: look again, but not for ever.
         problems.clear()
         try:
             cursor.enter(trash)
             if ident not in (None, cursor.ident):
                 cursor.rise(depth)
-                return Removal(blocked=Blocked(path, "trash that cannot be finished: it was replaced", True))
+                if not (is_trash or attempt):
+                    return Removal(blocked=Blocked(path, CHANGED))
+                return Removal(blocked=Blocked(path, f"{unfinished}: it was replaced", True))
             walk(cursor, scan, left, note)
         except OSError as error:
             note("", error)
@@ -643,5 +656,5 @@ def empty(cursor: Cursor, trash: str, path: str, freed: int, ident: tuple[int, i
         left(trash)
         if not problems:
             return Removal(freed=freed)
-    reason = f"trash that cannot be finished: {problems[0]}"
+    reason = f"{unfinished}: {problems[0]}"
     return Removal(blocked=Blocked(path, reason, anomaly=True), failed=True)

@@ -42,9 +42,10 @@ _TELL_MS = 20
 _AHEAD = 2
 # Room for them, F_SETPIPE_SZ of fcntl(2): who gives one out should not wait for who takes it.
 _SET_SIZE, _SIZE = 1031, 1 << 18
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What a process tells: one job is done, or was left by a signal; its result follows.
-_DONE, _LEFT, _RESULT = b".", b"!", b"="
+# For the process that began the work, wherever they are sent: to its group, or to all of a service.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# What a process tells: one job is done; its result follows.
+_DONE, _RESULT = b".", b"="
 
 
 class Pace:
@@ -116,12 +117,28 @@ class _Failed:
     error: BaseException
 
 
+class _Stop(Shutdown):
+    """The shutdown of all processes that are forked from here: a flag in memory that they share."""
+
+    def __init__(self) -> None:
+        self._flag = memoryview(mmap.mmap(-1, 8)).cast("q")
+        super().__init__()
+
+    @property
+    def signum(self) -> int:
+        return self._flag[0]
+
+    @signum.setter
+    def signum(self, signum: int) -> None:
+        self._flag[0] = signum
+
+
 class Workers(Generic[Job, Result]):
     """Does each job that is added in as many forked processes as pay, and at most most; a context manager.
 
     hire makes the worker, in the process that works. That is this one with most = 1, where no process can
     be started, and for a job that stays the only one. tell is called now and then by who adds. A shutdown is
-    passed on to all, and what else stops one of them stops all. What a job raises ends all: add() or
+    passed on to all; signals to one of them say nothing. What a job raises ends all: add() or
     finish() raises it again, an OSError as BesomError, which is raised as well where a process was killed.
     Two at work in one process do not end before each other.
     """
@@ -139,9 +156,7 @@ class Workers(Generic[Job, Result]):
         self._first: Job | None = None
         self._here: Worker[Job, Result] | None = None
         self._results: list[Result] = []
-        self._stopped = False
-        # Whether jobs were left because one of the processes got a signal by itself.
-        self.left = False
+        self._stop = _Stop()
         self._since, self._before = 0.0, 0
 
     @property
@@ -192,7 +207,7 @@ class Workers(Generic[Job, Result]):
         waited = all(process.given for process in open_)
         while (chosen := min(self._open(), key=lambda process: process.given)).given >= _AHEAD:
             self._wait()
-        if not self._stopped:
+        if not self._stop.signum:
             chosen.given += 1
             self._send(chosen.jobs, memoryview(pickle.dumps(job, 5)))
         self._hear(0)
@@ -223,7 +238,7 @@ class Workers(Generic[Job, Result]):
         self._tell()
         if waited and done - self._before < _LEAST:
             return
-        if waited and not self._stopped:
+        if waited and not self._stop.signum:
             self._pace.observe((done - self._before) / (now - self._since))
             self._start()
             self._dismiss(self._pace.size)
@@ -231,17 +246,10 @@ class Workers(Generic[Job, Result]):
 
     def _wait(self) -> None:
         """Wait a moment for news, and pass a shutdown on."""
-        if self._shutdown.signum and not self._stopped:
-            self._stop()
+        if self._shutdown.signum:
+            self._stop.request()
         self._hear(_TELL_MS)
         self._tell()
-
-    def _stop(self) -> None:
-        self._stopped = True
-        for process in self._processes:
-            # Not reaped yet, so nobody else has this number; but where SIGCHLD is ignored the kernel reaps.
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
 
     def _start(self) -> None:
         """Start processes until there are as many as there should be, or can be."""
@@ -261,7 +269,7 @@ class Workers(Generic[Job, Result]):
             jobs, to_jobs, news, to_news = fds
             with suppress(OSError):
                 fcntl(to_jobs, _SET_SIZE, _SIZE)
-            # A signal that comes before the child can take it waits.
+            # In the child they stay blocked.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
                 parent, pid = os.getpid(), os.fork()
@@ -283,19 +291,14 @@ class Workers(Generic[Job, Result]):
         try:
             # Of a page that is not touched there is one for all processes.
             gc.disable()
-            shutdown = Shutdown()
             signal.set_wakeup_fd(-1)
-            for signum in _SIGNALS:
-                if signal.getsignal(signum) is not signal.SIG_IGN:
-                    signal.signal(signum, shutdown.request)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             # Held on to here, the others would never see the end of their jobs.
             for fd in (*others, *(process.jobs for process in self._open())):
                 os.close(fd)
             slot = self._free[-1]
             result: Any
             try:
-                worker = self._hire(self._counts[slot : slot + 1], shutdown, parent)
+                worker = self._hire(self._counts[slot : slot + 1], self._stop, parent)
                 with os.fdopen(source, "rb", closefd=False) as jobs:
                     while True:
                         try:
@@ -303,7 +306,7 @@ class Workers(Generic[Job, Result]):
                         except EOFError:
                             break
                         worker.work(job)
-                        os.write(sink, _LEFT if shutdown.signum else _DONE)
+                        os.write(sink, _DONE)
                 result = worker.result()
             except (OSError, BesomError) as error:
                 result = _Failed(BesomError(str(error)))
@@ -336,9 +339,6 @@ class Workers(Generic[Job, Result]):
             if process.result is None:
                 told, follows, news = news.partition(_RESULT)
                 process.given -= len(told)
-                if _LEFT in told and not self._stopped:
-                    self.left = True
-                    self._stop()
                 process.result = bytearray() if follows else None
             if process.result is not None:
                 process.result += news
@@ -370,8 +370,7 @@ class Workers(Generic[Job, Result]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._dismiss(0)
-        if self._processes:
-            self._stop()
+        self._stop.request()
         while self._processes:
             # The first error is the one that counts.
             with suppress(Exception):

@@ -12,10 +12,12 @@ from typing import Any, Callable
 
 import pytest
 
+from besom import inventory
 from besom.errors import BesomError, Interrupted, UsageError
 from besom.policy import read_store
-from besom.prune import Request, prune
+from besom.prune import Ahead, Request, prune
 from besom.report import Report
+from besom.root import Root
 from besom.run import Run
 
 
@@ -145,3 +147,55 @@ def test_what_a_hook_prints_is_handed_on_as_one_line(
 def test_a_malformed_hook_is_refused(area: Any, pruning: Any, keys: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         pruning(**keys)
+
+
+@pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
+def test_the_hook_after_is_told_of_an_error_and_of_what_is_known_to_be_gone(
+    area: Any,
+    tmp_path: Path,
+    make_run: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    limits: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(inventory, "CHUNK", 2)
+    for number in range(40):
+        area.file(f"{number % 4}/{number}", days=9)
+    left, alone = iter(range(5)), os.getpid()
+
+    def unlink(name: str, **options: Any) -> None:
+        if next(left, None) is None and os.getpid() != alone:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.remove(name, **options)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    said = tmp_path / "said"
+    hook = f"echo $BESOM_OUTCOME $BESOM_REMOVED_ENTRIES > {said}"
+    values = {"path": str(area.path), "layout": "files", "after_prune": hook, **limits}
+    with pytest.raises(BesomError, match="ended by signal 9"):
+        prune(Request(read_store(values)), make_run())
+    outcome, removed = said.read_text().split()
+    assert outcome == "failed"
+    assert 5 <= int(removed) <= 40 - len(area.files())
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(Interrupted("so it was", signal.SIGTERM), "interrupted"), (MemoryError(), "failed")],
+    ids=["signal", "error"],
+)
+def test_the_hook_after_is_told_what_ended_the_prune(
+    area: Any, tmp_path: Path, make_run: Callable[..., Run], error: BaseException, outcome: str
+) -> None:
+    said = tmp_path / "said"
+    hook = f"echo $BESOM_OUTCOME $BESOM_REMOVED_ENTRIES > {said}"
+    values = {"path": str(area.path), "layout": "files", "max_entries": 1, "after_prune": hook}
+    request = Request(read_store(values))
+
+    def be_ended(root: Root) -> None:
+        with Ahead(request, root, make_run()) as ahead:
+            ahead.begin()
+            raise error
+
+    with Root(str(area.path)) as root, pytest.raises(type(error)):
+        be_ended(root)
+    assert said.read_text() == f"{outcome} 0\n"

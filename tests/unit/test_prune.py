@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from collections.abc import Callable
+from dataclasses import replace as other_than
 from signal import SIGTERM
 from typing import Any
 
 import pytest
 
-from besom.errors import Interrupted, LockHeld, UsageError
+import besom.prune as engine
+from besom import inventory
+from besom.errors import BesomError, Interrupted, LockHeld, UsageError
+from besom.guard import STOPPED
 from besom.locks import try_flock
 from besom.prune import Request, _Execution, plan, prune
 from besom.root import Root
@@ -604,3 +609,200 @@ def test_a_signal_ends_the_reading_of_a_store_and_frees_it(
     assert area.names() == before
     with Root(str(area.path)) as root:
         assert try_flock(root.fd)
+
+
+class Shared:
+    """A lock that several machines see, and that is lost once why is set."""
+
+    why = ""
+    longest_pause_s = 0.01
+
+    def attempt(self) -> bool:
+        return True
+
+    def holder(self) -> str:
+        return ""
+
+    remedy = holder
+
+    def lost(self) -> str:
+        return self.why
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("layout", ["files", "trees"])
+@pytest.mark.parametrize("end", ["signal", "lost lock", "error"])
+def test_what_the_first_pass_has_removed_is_told_whatever_ends_the_second(
+    area: Any,
+    make_run: Callable[..., Run],
+    request_for: Callable[..., Request],
+    chattr: Callable[..., None],
+    layout: str,
+    end: str,
+) -> None:
+    for number in range(10):
+        area.tree(str(number), days=number, files={"data": 4096})
+    chattr("+i", area.at("9/data"))
+    shared, phases = Shared(), [""]
+
+    def progress(phase: str, _done: int, _total: int) -> None:
+        again = phase == "scan" and "remove" in phases
+        phases.append(phase)
+        if not again:
+            return
+        if end == "signal":
+            run.shutdown.request(SIGTERM)
+        elif end == "lost lock":
+            shared.why = "the server is gone"
+        else:
+            raise BesomError("so it was")
+
+    run = make_run(progress=progress, shared_lock=lambda path: shared)
+    request = request_for(area, layout, max_entries=5)
+    report = prune(other_than(request, store=other_than(request.store, lock_backend="redis")), run)
+    assert len(area.files()) == 6
+    assert (report.changed, report.removed.entries, report.removed.bytes > 0) == (True, 4, True)
+    assert (report.planned.entries, report.victims.total) == (5, 4)
+    assert report.bytes_after < report.bytes_before
+    assert report.interrupted == (end == "signal")
+    told = {
+        "signal": [],
+        "lost lock": [f"lost its lock (the server is gone); {STOPPED}"],
+        "error": ["so it was"],
+    }
+    assert [item["reason"] for item in report.failures.items] == told[end]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("limits", [{"max_age": "5d"}, {"empty": True}], ids=["by age", "empty"])
+@pytest.mark.parametrize("layout", ["files", "trees"])
+def test_by_age_an_immutable_file_costs_no_second_walk_and_the_prediction_is_right(
+    area: Any,
+    pruned: Callable[..., Any],
+    chattr: Callable[..., None],
+    reasons: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+    limits: dict[str, Any],
+) -> None:
+    for number in range(10):
+        area.tree(str(number), days=number, files={"data": 4096})
+    os.link(area.at("8/data"), area.at("8/again"))
+    if layout == "files":
+        os.link(area.at("9/data"), area.at("7/linked"))
+    chattr("+i", area.at("9/data"))
+    walks, read = [], engine.read_store
+
+    def walk(*arguments: Any, **options: Any) -> Any:
+        walks.append(options)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(engine, "read_store", walk)
+    dry = pruned(area, layout, dry_run=True, **limits)
+    walks.clear()
+    real = pruned(area, layout, **limits)
+    assert len(walks) == 1
+    assert {"9/data"} <= area.files()
+    assert dry.planned == real.planned == real.removed
+    assert (dry.bytes_before, dry.bytes_after) == (real.bytes_before, real.bytes_after)
+    for name in ("anomalies", "kept", "failures", "victims"):
+        assert reasons(getattr(dry, name)) == reasons(getattr(real, name))
+        assert getattr(dry, name).total == getattr(real, name).total
+    assert real.anomalies.total == (2 if layout == "files" else 1)
+
+
+@pytest.mark.root
+def test_by_age_trees_that_share_an_inode_with_an_immutable_one_are_predicted_right(
+    area: Any, pruned: Callable[..., Any], chattr: Callable[..., None]
+) -> None:
+    for number in range(3):
+        area.tree(str(number), days=9 - number, files={"data": 4096})
+    os.link(area.at("1/data"), area.at("0/data-of-1"))
+    chattr("+i", area.at("0/data"))
+    dry, real = pruned(area, "trees", dry_run=True, empty=True), pruned(area, "trees", empty=True)
+    assert dry.planned == real.planned == real.removed
+    assert dry.bytes_after == real.bytes_after
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Names that are immutable, and how often each name was asked for (0 and more: not immutable)."""
+    asked: dict[str, int] = {}
+
+    def forbids(name: str, _fd: int) -> str:
+        asked[name] = asked.get(name, 0) + 1
+        return "immutable" if name.startswith("i") else ""
+
+    monkeypatch.setattr(engine, "file_forbids", forbids)
+    return asked
+
+
+def test_many_immutable_files_are_looked_at_once_each_and_chosen_among_a_few_times(
+    area: Any, pruned: Callable[..., Any], forbidden: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        area.file(f"{'i' if number < 200 else 'f'}{number}", days=400 - number, size=0)
+    chosen, choose = [], engine.choose
+    monkeypatch.setattr(engine, "choose", lambda *given: chosen.append(1) or choose(*given))
+    report = pruned(area, dry_run=True, max_entries=298)
+    assert (report.planned.entries, report.anomalies.total) == (2, 200)
+    assert {os.path.basename(item["path"]) for item in report.victims.items} == {"f200", "f201"}
+    assert set(forbidden.values()) == {1}
+    assert len(chosen) < 30
+
+
+def test_the_search_for_immutable_files_heeds_a_signal(
+    area: Any,
+    make_run: Callable[..., Run],
+    request_for: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inventory, "CHUNK", 2)
+    for number in range(20):
+        area.file(str(number), days=9)
+    run, asked = make_run(dry_run=True), []
+
+    def forbids(name: str, _fd: int) -> str:
+        asked.append(name)
+        run.shutdown.request(SIGTERM)
+        return ""
+
+    monkeypatch.setattr(engine, "file_forbids", forbids)
+    with pytest.raises(Interrupted):
+        prune(request_for(area, max_age="5d"), run)
+    assert len(asked) == 2
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_exactly_the_immutable_files_that_would_have_gone_are_anomalies(
+    area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the plain way: from the oldest on, one by one, until every limit is met."""
+    monkeypatch.setattr(inventory, "CHUNK", 4)
+    rng = random.Random(7)  # noqa: S311
+    for _round in range(60):
+        for name in area.names():
+            os.unlink(area.at(name))
+        count = rng.randrange(1, 30)
+        kinds = [rng.choice("if" if rng.random() < 0.9 else "i") for _ in range(count)]
+        sizes = [rng.randrange(3) * 4096 for _ in range(count)]
+        for number, (kind, size) in enumerate(zip(kinds, sizes)):
+            area.file(f"{kind}{number}", days=100 - number, size=size)
+        most, room = rng.randrange(1, count + 1), rng.randrange(1, 30) * 4096
+        aged = rng.randrange(count + 1)
+        goes, anomalies = set(), set()
+        drop, shed = count - most, sum(sizes) - room
+        for number in range(count):
+            if number >= aged and drop <= 0 and shed <= 0:
+                break
+            if kinds[number] == "i":
+                anomalies.add(f"i{number}")
+                continue
+            goes.add(f"f{number}")
+            drop, shed = drop - 1, shed - sizes[number]
+        report = pruned(area, dry_run=True, max_entries=most, max_size=room, max_age=f"{100.5 - aged:.1f}d")
+        assert {os.path.basename(item["path"]) for item in report.victims.items} == goes
+        assert {os.path.basename(item["path"]) for item in report.anomalies.items} == anomalies

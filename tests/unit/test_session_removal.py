@@ -483,3 +483,77 @@ def test_an_id_that_can_be_none_is_a_failure(
 def test_an_empty_group_is_refused(area: Any, two: list[str], make_run: Any) -> None:
     with pytest.raises(UsageError, match="group is empty"):
         prune(Request(Store(str(area.path), "sessions", Policy()), group=""), make_run())
+
+
+def replace(area: Any, outside: Any, name: str) -> None:
+    """Move away what has this name, and make another there that differs in nothing but its inodes."""
+    st = os.lstat(area.at(name))
+    os.rename(area.at(name), outside.at(name))
+    if name.endswith(".d"):
+        area.tree(name, 9, {"one": 4096, "sub/two": 4096})
+    else:
+        with open(outside.at(name), "rb") as old, open(area.at(name), "wb") as new:
+            new.write(old.read())
+    os.utime(area.at(name), ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+@pytest.mark.parametrize("moved", range(4))
+@pytest.mark.parametrize("what", ["a", "a.dat", "a.d", "a.json"])
+def test_on_a_full_disk_what_is_new_under_a_name_is_left_alone(
+    area: Any,
+    two: list[str],
+    pruned: Any,
+    outside: Any,
+    reasons: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    moved: int,
+) -> None:
+    """Replaced just before the disk turns out to have no room for one more name in the trash."""
+    real, left = os.rename, [moved]
+    inodes: list[int] = []
+
+    def full(*arguments: Any, **options: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            real(*arguments, **options)
+            return
+        monkeypatch.undo()
+        if os.path.exists(area.at(what)):
+            replace(area, outside, what)
+            inodes.append(os.lstat(area.at(what)).st_ino)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    report = pruned(area, "sessions", max_age="5d")
+    if not inodes:
+        # It was in the trash by then.
+        assert (report.removed.entries, area.names()) == (1, [name for name in two if name[0] == "b"])
+        return
+    assert os.lstat(area.at(what)).st_ino == inodes[0]
+    assert report.removed.entries == 0
+    assert list(reasons(report.kept).values()) == [CHANGED]
+    assert area.names() == two
+
+
+@pytest.mark.parametrize("what", ["a", "a.dat", "a.d"])
+def test_on_a_full_disk_what_is_new_beside_a_trash_ends_the_removal_that_was_begun(
+    area: Any,
+    two: list[str],
+    pruned: Any,
+    outside: Any,
+    reasons: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    begin(area, "a.json")
+
+    def full(*_arguments: Any, **_options: Any) -> None:
+        monkeypatch.undo()
+        replace(area, outside, what)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    report = pruned(area, "sessions", max_age="50d")
+    assert reasons(report.kept) == {TRASH: PUT_BACK}
+    assert (report.removed.entries, area.names()) == (0, two)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from besom import tree
 from besom.locks import LockTable
 from besom.root import Root
 from besom.tree import CHANGED, TRASH, Cursor, Measure, Removal, finish_trash, measure, remove_tree
@@ -362,3 +364,65 @@ def test_the_cursor_stands_where_it_stood_after_a_removal(area: Any) -> None:
         assert remove_tree(cursor, "missing", (0, 0)).blocked is not None
         assert (cursor.depth, cursor.fd) == (0, root.fd)
         assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """full(act): the disk has no room for the name of a trash; act() comes just before that shows."""
+
+    def make(act: Callable[[], None]) -> None:
+        def rename(*_arguments: Any, **_options: Any) -> None:
+            monkeypatch.undo()
+            act()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "rename", rename)
+
+    return make
+
+
+def replace_victim(area: Any, outside: Any) -> None:
+    """Another tree that differs in nothing but its inodes."""
+    os.rename(area.at("victim"), outside.at("old"))
+    area.tree("victim", days=1, files={"a/b": 1})
+
+
+def test_on_a_full_disk_a_tree_goes_where_it_is(area: Any, full: Any) -> None:
+    area.tree("victim", days=1, files={"a/b": 1})
+    found = look(str(area.path), "victim")
+    full(lambda: None)
+    removal = remove(str(area.path), "victim", found)
+    assert (removal.blocked, removal.freed, area.names()) == (None, found.freed, [])
+
+
+@pytest.mark.parametrize("when", ["before the look", "after it"])
+def test_a_new_tree_under_that_name_is_left_alone_on_a_full_disk(
+    area: Any, outside: Any, full: Any, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    area.tree("victim", days=1, files={"a/b": 1})
+    found, empty = look(str(area.path), "victim"), tree.empty
+
+    def late(*arguments: Any) -> Removal:
+        replace_victim(area, outside)
+        return empty(*arguments)
+
+    if when == "after it":
+        full(lambda: monkeypatch.setattr(tree, "empty", late))
+    else:
+        full(lambda: replace_victim(area, outside))
+    removal = remove(str(area.path), "victim", found)
+    assert removal.blocked
+    assert (removal.blocked.path, removal.blocked.reason) == (area.at("victim"), CHANGED)
+    assert (removal.failed, removal.blocked.anomaly) == (False, False)
+    assert area.files() == {"victim/a/b"}
+    assert outside.files() == {"old/a/b"}
+
+
+def test_a_tree_that_is_written_to_stays_where_it_is_on_a_full_disk(area: Any, full: Any) -> None:
+    area.tree("victim", days=1, files={"a/b": 1})
+    found = look(str(area.path), "victim")
+    full(lambda: os.utime(area.at("victim/a/b")))
+    removal = remove(str(area.path), "victim", found)
+    assert removal.blocked
+    assert removal.blocked.reason == CHANGED
+    assert area.files() == {"victim/a/b"}
