@@ -80,7 +80,8 @@ def fuzz(directory: Path, name: str, runs: int, seconds: int) -> tuple[int, str]
         timeout=PATIENCE_S,
         check=False,
     )
-    return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
+    # The finding, which is on stdout, last.
+    return done.returncode, (done.stderr + done.stdout).decode(errors="replace")
 
 
 @pytest.mark.parametrize("name", FUZZED)

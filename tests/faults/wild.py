@@ -54,6 +54,14 @@ class TooSlow(BaseException):
 
 def judge(target: Target, data: bytes, base: Path) -> None:
     """Give data to target; what is raised is a finding. base: a directory of this process alone."""
+    try:
+        _judge(target, data, base)
+    except TooSlow:
+        # The time in which a virtual machine is halted may count as its own; what is slow is so twice.
+        _judge(target, data, base)
+
+
+def _judge(target: Target, data: bytes, base: Path) -> None:
     place = base / "here"
     place.mkdir()
     try:
