@@ -13,7 +13,8 @@ Written by `bench/run --record` from results.json; do not edit. Medians of inter
 the same tree (fixed seed), the file system synced before each; what each contender left was checked every
 time. *ratio* compares wall times (of peak memory: peaks) with the last line of a table. *peak* is the
 largest resident set of any one process, or where a table says so of all its processes, shared pages counted
-once. Only besom removes the directories that it emptied, verifies downloads and brings them to the disk.
+once. Only besom removes the directories that it emptied, verifies downloads and brings them to the disk. The
+kernel begins to write a tree out while it is made: of a million files, one `in memory` is partly on the disk.
 
 ![How long besom takes beside the yardsticks](chart.svg)"""
 # What the title of a table says beside its subject.
