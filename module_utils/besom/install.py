@@ -457,8 +457,8 @@ class _Install:
         except (BesomError, OSError) as error:
             if not report.action:
                 raise
-            text = (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
-            report.failures.add(report.path, f"was {report.action}, but then: {text}")
+            text = (isinstance(error, OSError) and error.strerror) or str(error)
+            report.failures.add(report.path, f"was {report.action}, but then: {text.rstrip('.')}")
 
     def _settle(self) -> None:
         request, report, state = self._request, self._report, self._state()

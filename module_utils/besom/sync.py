@@ -260,8 +260,8 @@ class _Sync:
                 with directory_in(self.root, directory) as fd:
                     sync_directory(fd, path)
             except (BesomError, OSError) as error:
-                text = (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
-                self.report.failures.add(path, f"failed: {text}")
+                text = (isinstance(error, OSError) and error.strerror) or str(error)
+                self.report.failures.add(path, f"failed: {text.rstrip('.')}")
 
     def execute(self, jobs: list[_Job]) -> None:
         self._supervise(
