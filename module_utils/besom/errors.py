@@ -37,8 +37,14 @@ class LockLost(BesomError):
 
 
 class Interrupted(BesomError):
-    """A signal ended the work between two entries; status is 128 + the signal (130, 143)."""
+    """A signal ended the work between two entries; status is 128 + the signal (129, 130, 143)."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.status = 128 + signum
+
+
+def reason_of(error: BaseException) -> str:
+    """Why, as part of a sentence: without the number and path of an OSError, and without a full stop."""
+    told = error.strerror if isinstance(error, OSError) else None
+    return (told or str(error)).rstrip(".")

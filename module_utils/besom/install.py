@@ -21,7 +21,7 @@ from .crew import Crew
 from .cutoff import Cut, Cutoff
 from .durable import Draft, Retries, check_name, parts_of, sync_directory
 from .durable_tree import AROUND, TreeDraft, old_name, remove_orphans, tree_draft
-from .errors import BesomError, UsageError
+from .errors import BesomError, UsageError, reason_of
 from .extract import Extracted, Limits, extract
 from .fetch import Opener
 from .guard import STOPPED, guarded
@@ -457,8 +457,7 @@ class _Install:
         except (BesomError, OSError) as error:
             if not report.action:
                 raise
-            text = (isinstance(error, OSError) and error.strerror) or str(error)
-            report.failures.add(report.path, f"was {report.action}, but then: {text.rstrip('.')}")
+            report.failures.add(report.path, f"was {report.action}, but then: {reason_of(error)}")
 
     def _settle(self) -> None:
         request, report, state = self._request, self._report, self._state()

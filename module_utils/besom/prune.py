@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Callable
 
 from .effort import Rate, io_class
-from .errors import BesomError, Interrupted, LockLost, UsageError
+from .errors import BesomError, Interrupted, LockLost, UsageError, reason_of
 from .guard import STOPPED, guarded
 from .hooks import around
 from .inventory import OLDEST, YOUNGEST, Inventory
@@ -635,8 +635,7 @@ def _cut_short(report: Report, error: BaseException, run: Run) -> None:
     elif isinstance(error, LockLost):
         report.failures.add(report.store, f"{run.shutdown.lost}; {STOPPED}")
     else:
-        reason = error.strerror if isinstance(error, OSError) else None
-        report.failures.add(report.store, reason or str(error))
+        report.failures.add(report.store, reason_of(error))
 
 
 def _remember(planned: Plan, forecast: Forecast) -> None:

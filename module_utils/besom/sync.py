@@ -24,7 +24,7 @@ from .claim import Listings, claim, directory_in, file_in, is_locked
 from .crew import Crew
 from .cutoff import Cut, Cutoff
 from .durable import Draft, Retries, list_parts, parts_of, sync_directory, usual_mode
-from .errors import BesomError, Interrupted, LockHeld, NoSpace
+from .errors import BesomError, Interrupted, LockHeld, NoSpace, reason_of
 from .fetch import Opener
 from .guard import guarded
 from .mounts import mount_of
@@ -260,8 +260,7 @@ class _Sync:
                 with directory_in(self.root, directory) as fd:
                     sync_directory(fd, path)
             except (BesomError, OSError) as error:
-                text = (isinstance(error, OSError) and error.strerror) or str(error)
-                self.report.failures.add(path, f"failed: {text.rstrip('.')}")
+                self.report.failures.add(path, f"failed: {reason_of(error)}")
 
     def execute(self, jobs: list[_Job]) -> None:
         self._supervise(
@@ -403,8 +402,7 @@ class _Sync:
             self.report.not_done.add(dest, str(error))
             self.report.held.append(error)
         elif isinstance(error, (BesomError, OSError, ValueError)):
-            text = (isinstance(error, OSError) and error.strerror) or str(error)
-            self.report.failures.add(dest, f"failed: {text.rstrip('.')}")
+            self.report.failures.add(dest, f"failed: {reason_of(error)}")
             if isinstance(error, NoSpace):
                 self.report.failure_status = error.status
         else:
