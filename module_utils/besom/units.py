@@ -191,5 +191,6 @@ def is_name(text: str) -> bool:
 
 def _quoted(value: Any) -> str:
     huge = isinstance(value, int) and abs(value) > _MOST
-    text = printable(value) if isinstance(value, str) else hex(value) if huge else repr(value)
+    # No more of it than is shown, and one character that tells of the rest.
+    text = printable(value[:81]) if isinstance(value, str) else hex(value) if huge else repr(value)
     return f"'{text[:80]}...'" if len(text) > 80 else f"'{text}'"
