@@ -353,6 +353,9 @@ def check_archive(data: bytes, place: Path, found: dict[str, bytes | None]) -> N
                     # It is particular about fields that nobody else looks at, as an owner or a date.
                     return
                 if member is None:
+                    if data[archive_.offset : archive_.offset + 512].strip(b"\0"):
+                        # The same, and it says nothing of it.
+                        return
                     break
                 name = os.path.normpath(member.name)
                 listed.pop(name, None)
