@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPException, HTTPResponse, LineTooLong, UnknownProtocol
 from typing import Any
 
@@ -370,8 +370,11 @@ class Connections:
     def __del__(self) -> None:
         for idle in self._idle.values():
             for connection in idle:
-                with suppress(OSError):
+                # At the end of the interpreter there may be no suppress any more.
+                try:
                     connection.close()
+                except OSError:
+                    pass
 
 
 def _timed_out(error: Exception) -> bool:

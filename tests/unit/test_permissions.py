@@ -14,6 +14,7 @@ import pytest
 
 from besom.policy import Temps
 from besom.prune import _Execution, plan
+from besom.removal import Remover  # noqa: F401  # nobody may not read where root's Python has its modules
 from besom.root import Root
 from besom.sweep import execute
 from besom.sweep import plan as plan_sweep
