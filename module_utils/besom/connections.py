@@ -371,7 +371,7 @@ class Connections:
         for idle in self._idle.values():
             for connection in idle:
                 # At the end of the interpreter there may be no suppress any more.
-                try:
+                try:  # noqa: SIM105
                     connection.close()
                 except OSError:
                     pass
