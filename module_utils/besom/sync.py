@@ -257,7 +257,8 @@ class _Sync:
         for directory in sorted(self.unchanged_in):
             path = os.path.join(self.root.path, directory).rstrip("/")
             try:
-                with directory_in(self.root, directory) as fd:
+                # What somebody has removed since it was looked at needs no more.
+                with suppress(FileNotFoundError), directory_in(self.root, directory) as fd:
                     sync_directory(fd, path)
             except (BesomError, OSError) as error:
                 self.report.failures.add(path, f"failed: {reason_of(error)}")

@@ -141,40 +141,11 @@ def test_a_reader_that_goes_away_does_not_end_the_transfers(scene: Scene) -> Non
     assert scene.files == sorted(str(number) for number in range(20))
 
 
-def test_on_a_terminal_there_is_a_bar_for_each_and_one_for_all(scene: Scene) -> None:
-    scene.stalling("one")
-    scene.add("two")
+def on_a_terminal(scene: Scene, *words: str, each: Callable[[bytes], None]) -> tuple[int, str, bytes]:
+    """Exit status, last line and what a terminal got; each is called with that as often as there is more."""
     ours, theirs = os.openpty()
     process = subprocess.Popen(
-        [COMMAND, "sync", scene.manifest],
-        env={**os.environ, "BESOM_CONFIG": os.devnull, "TERM": "xterm", "COLUMNS": "120"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-    )
-    os.close(theirs)
-    seen = b""
-    with contextlib.suppress(OSError):  # the terminal of a process that has ended
-        while chunk := os.read(ours, 4096):
-            seen += chunk
-            if b"In all" in seen and b"one" in seen and b"0.3/1.0 MiB" in seen:
-                scene.until.set()
-    os.close(ours)
-    out, _ = process.communicate(timeout=PATIENCE_S)
-    assert scene.until.is_set(), seen
-    assert process.returncode == 0
-    assert out.splitlines()[-1] == "Fetched 2 files (2.0 MiB); 0 unchanged."
-
-
-def test_a_terminal_shows_how_long_a_lock_is_waited_for_and_that_it_was_got(
-    scene: Scene, hold: Callable[[Path], Held]
-) -> None:
-    scene.add("one")
-    held = hold(scene.store)
-    ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [COMMAND, "sync", scene.manifest, "--lock-timeout", "61s"],
+        [COMMAND, "sync", scene.manifest, *words],
         env={**os.environ, "BESOM_CONFIG": os.devnull, "TERM": "xterm", "COLUMNS": "200"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -186,11 +157,37 @@ def test_a_terminal_shows_how_long_a_lock_is_waited_for_and_that_it_was_got(
     with contextlib.suppress(OSError):  # the terminal of a process that has ended
         while chunk := os.read(ours, 4096):
             seen += chunk
-            if re.search(rb"In all, wait for the lock \d+/61", seen):
-                held.release()
+            each(seen)
     os.close(ours)
     out, _ = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, out.splitlines()[-1]) == (0, "Fetched 1 file (1.0 MiB); 0 unchanged."), seen
+    return process.returncode, out.splitlines()[-1], seen
+
+
+def test_on_a_terminal_there_is_a_bar_for_each_and_one_for_all(scene: Scene) -> None:
+    scene.stalling("one")
+    scene.add("two")
+
+    def each(seen: bytes) -> None:
+        if b"In all" in seen and b"one" in seen and b"0.3/1.0 MiB" in seen:
+            scene.until.set()
+
+    status, last, seen = on_a_terminal(scene, each=each)
+    assert scene.until.is_set(), seen
+    assert (status, last) == (0, "Fetched 2 files (2.0 MiB); 0 unchanged.")
+
+
+def test_a_terminal_shows_how_long_a_lock_is_waited_for_and_that_it_was_got(
+    scene: Scene, hold: Callable[[Path], Held]
+) -> None:
+    scene.add("one")
+    held = hold(scene.store)
+
+    def each(seen: bytes) -> None:
+        if re.search(rb"In all, wait for the lock \d+/61", seen):
+            held.release()
+
+    status, last, seen = on_a_terminal(scene, "--lock-timeout", "61s", each=each)
+    assert (status, last) == (0, "Fetched 1 file (1.0 MiB); 0 unchanged."), seen
     assert seen.startswith(f"besom: Waiting for {scene.store}, locked by pid {held.pid} (".encode())
     assert seen.count(f"besom: Got the lock of {scene.store} after ".encode()) == 1
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import signal
 import stat
 import threading
@@ -454,6 +455,14 @@ def test_orphans_go_at_the_start_and_those_of_living_writers_stay(scene: Scene) 
         scene.sync()
         assert scene.files == sorted([f"a/{living.name}", "a/one"])
     os.close(fd)
+
+
+def test_what_somebody_prunes_just_after_the_look_is_no_failure(scene: Scene) -> None:
+    scene.add("sub/one")
+    scene.sync()
+    request = SyncRequest(str(scene.store), read_artifacts(scene.artifacts), OPENER)
+    report = sync(request, Run(), lambda *_told: shutil.rmtree(scene.path("sub")))
+    assert (report.unchanged.total, report.failures.items, scene.files) == (1, [], [])
 
 
 @pytest.mark.root
