@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, compress, count, islice, repeat
 from types import TracebackType
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from .effort import Rate, io_class
 from .errors import BesomError, Interrupted, LockLost, UsageError, reason_of
@@ -27,11 +28,12 @@ from .report import CAP, INDEX, PART, STATVFS, WALK, Report, Tally
 from .root import Root
 from .run import Forecast, Run
 from .selection import Chunk, Goals, choose, tally
-from .tree import Cursor, Removal, file_forbids, finish_trash, has_trash, is_directory, remove_tree
+from .tree import Cursor, file_forbids, finish_trash, has_trash, is_directory
 from .units import format_size, printable
 
 if TYPE_CHECKING:
-    from .removal import Remover
+    from .file_removal import FileRemover
+    from .removal import Removed, Remover
     from .shutdown import Shutdown
     from .survey import Looked, Memory
 
@@ -95,7 +97,7 @@ class Ahead:
         self._request, self._root, self._run = request, root, run
         self._stack = ExitStack()
         self.report = Report("prune", root.path)
-        self.remover: Remover | None = None
+        self.remover: FileRemover | None = None
         self.found: Inventory | None = None
         self.planned = Tally()
         # (key, path, freed) of the first victims.
@@ -121,10 +123,10 @@ class Ahead:
                 self.begin()
                 lru = self._request.store.policy.order == "lru"
                 # 15 ms on a module's arrival, here and below.
-                from .removal import Remover
+                from .file_removal import FileRemover
 
-                remover = Remover(found, lru, self._run, lambda: self.total)
-                self.remover = self._stack.enter_context(remover)
+                self.remover = FileRemover(found, lru, self._run, lambda: self.total)
+                self._stack.enter_context(self.remover)
             chunk.victims = bytearray(b"\1" * len(chunk))
             self.planned.add(len(chunk), sum(chunk.freed))
             named = list(islice(_rows(found, chunk), max(0, CAP - len(self.victims))))
@@ -407,7 +409,7 @@ def _drop_forbidden(found: Inventory, clear: list[bytearray], shutdown: Shutdown
 
     clear: what of each chunk is known to be neither, and is not opened again.
     """
-    from .removal import Place
+    from .file_removal import Place
 
     place = Place(found)
     dropped: list[_Forbidden] = []
@@ -444,6 +446,7 @@ class _Execution:
         self.plan, self.run, self.ahead = plan, run, ahead
         self.found, self.report = plan.inventory, plan.report
         self.total = plan.report.planned.entries
+        self.listed = {item["path"] for item in plan.report.victims.items}
         self.usage = 0
         # Victims under a rule (immutable, append-only) that a quick plan had not seen; the bytes as planned.
         self.forbidden = Tally()
@@ -471,6 +474,7 @@ class _Execution:
         if not names:
             return
         # 40 ms on a module's arrival that hardly a run needs.
+        from .removal import Removed
         from .session_removal import finish_sessions
         from .sessions import PUT_BACK
 
@@ -481,27 +485,28 @@ class _Execution:
                 removal = finish_trash(cursor, name)
             if name in back and removal.blocked and removal.blocked.reason == PUT_BACK:
                 continue  # as the plan has noted
-            if self._account(cursor.path(name), removal, self.found.trash.get(name, 0)):
-                self.usage += removal.freed
+            outcome = Removed()
+            planned = self.found.trash.get(name, 0)
+            outcome.account(cursor.path(name), removal, removal.freed, planned, self.listed)
+            self._settle(outcome)
 
     def _remove_trees(self) -> None:
-        cursor, rate = Cursor(self.found.root), Rate(self.run.effort.max_rate)
-        for chunk in self.found.chunks:
-            columns = (chunk.names, chunk.mtime, chunk.size, chunk.bytes, chunk.freed)
-            for name, newest, inodes, size, freed in compress(zip(*columns), chunk.victims):
-                rate.wait(self.run.shutdown)
-                if self.run.shutdown.requested:
-                    return
-                if self._account(cursor.path(name), remove_tree(cursor, name, (newest, inodes)), freed):
-                    self.usage += size
-                self.run.progress("remove", self.report.removed.entries, self.total)
+        if not self.total:
+            return
+        from .tree_removal import TreeRemover
+
+        remover = TreeRemover(self.found, self.listed, self.run, lambda: self.total)
+        with remover:
+            self._finish(remover, partial(remover.add, self.found.chunks))
 
     def _remove_sessions(self) -> None:
+        from .removal import Removed
         from .session_removal import SessionRemover
 
         cursor, rate = Cursor(self.found.root), Rate(self.run.effort.max_rate)
         remover = SessionRemover(cursor, self.found.listed)
         lru = self.plan.request.store.policy.order == "lru"
+        outcome = Removed()
         try:
             for chunk in self.found.chunks:
                 columns = (chunk.names, chunk.size, chunk.key, chunk.bytes, chunk.freed)
@@ -510,49 +515,47 @@ class _Execution:
                     if self.run.shutdown.requested:
                         return
                     removal = remover.remove(row, identity, key if lru else None)
-                    if self._account(self.found.path(0, row), removal, freed):
-                        self.usage += size
-                    self.run.progress("remove", self.report.removed.entries, self.total)
+                    outcome.account(self.found.path(0, row), removal, size, freed, self.listed)
+                    self.run.progress("remove", outcome.removed.entries, self.total)
         finally:
+            self._settle(outcome)
             remover.close()
 
-    def _account(self, path: str, removal: Removal, planned: int) -> bool:
-        """Count what became of a victim; planned: the bytes that its removal was to free."""
-        blocked = removal.blocked
-        if blocked is None:
-            self.report.removed.add(1, removal.freed)
-            return True
-        self.report.victims.discard(path)
-        if removal.failed:
-            self.report.failures.add(blocked.path, blocked.reason)
-        else:
-            self.found.note(blocked)
-            if blocked.anomaly:
-                self.forbidden.add(1, planned)
-        return False
-
     def _remove_files(self) -> None:
-        report, ahead = self.report, self.ahead
+        ahead = self.ahead
         with ExitStack() as stack:
-            remover = ahead.remover if ahead else None
-            if ahead is None or remover is None:
-                if not self.total:
-                    return
-                from .removal import Remover
+            if ahead is not None and ahead.remover is not None:
+                remover = ahead.remover
+                ahead.total = self.total
+            elif self.total:
+                from .file_removal import FileRemover
 
                 lru = self.plan.request.store.policy.order == "lru"
-                remover = stack.enter_context(Remover(self.found, lru, self.run, lambda: self.total))
+                remover = FileRemover(self.found, lru, self.run, lambda: self.total)
+                stack.enter_context(remover)
             else:
-                ahead.total = self.total
-            listed = [item["path"] for item in report.victims.items]
-            try:
+                return
+
+            def add() -> None:
                 for chunk in self.found.chunks:
                     if any(chunk.victims) and not self.run.shutdown.requested:
-                        remover.add(chunk, listed)
-                outcome = remover.finish()
-            except BesomError:
-                report.removed.entries += remover.done
-                raise
+                        remover.add(chunk, self.listed)
+
+            self._finish(remover, add)
+
+    def _finish(self, remover: Remover[Any], add: Callable[[], None]) -> None:
+        """Let add give the remover what is left to do, and settle what became of all. Raises BesomError."""
+        try:
+            add()
+            outcome = remover.finish()
+        except BesomError:
+            self.report.removed.entries += remover.done
+            raise
+        self._settle(outcome)
+
+    def _settle(self, outcome: Removed) -> None:
+        """Put what became of some victims into the report."""
+        report = self.report
         report.removed.add(outcome.removed.entries, outcome.removed.bytes)
         self.usage += outcome.usage
         for name in ("kept", "anomalies", "failures"):

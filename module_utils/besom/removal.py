@@ -1,78 +1,26 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Removing the files of a plan: each one verified on its directory's descriptor just before it goes."""
+"""Removing entries side by side: what all layouts share, and what became of them."""
 
 from __future__ import annotations
 
-import errno
-import os
-from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fcntl import LOCK_EX, LOCK_UN, lockf
-from heapq import heapify, heappop, heappush
-from itertools import compress
 from types import TracebackType
-from typing import Any, Callable
+from typing import Callable, Generic, TypeVar
 
-from .effort import Rate
 from .errors import BesomError
-from .inventory import Directories, Inventory
-from .locks import LockTable
+from .inventory import Inventory
 from .report import Noted, Tally
-from .root import Root
 from .run import Run
-from .selection import Chunk
 from .shutdown import Shutdown
-from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
+from .tree import Removal
 from .units import printable
-from .workers import Workers
+from .workers import Worker, Workers
 
+Job = TypeVar("Job")
 # Device and inode.
 Ident = tuple[int, int]
-
-
-class Place:
-    """Takes a cursor from directory to directory, in the order of the walk."""
-
-    def __init__(
-        self, found: Directories, left: Callable[[Cursor, int, Ident], None] = lambda *left: None
-    ) -> None:
-        """left(cursor, directory, ident) is called in the parent, after a directory was left for good."""
-        self.cursor = Cursor(found.root)
-        self._found = found
-        self._left = left
-        # The directories that the cursor stands in, from below the root down.
-        self.way: list[int] = []
-
-    def go(self, directory: int) -> OSError | None:
-        """Stand in directory; returns the error instead when it cannot be reached."""
-        chain = self._found.chain(directory)
-        common = 0
-        while common < min(len(chain), len(self.way)) and chain[common] == self.way[common]:
-            common += 1
-        try:
-            self.rise(common)
-            for step in chain[common:]:
-                self.cursor.enter(self._found.names[step])
-                self.way.append(step)
-        except OSError as error:
-            return error
-        return None
-
-    def rise(self, depth: int = 0) -> None:
-        """Leave directories until depth of them are left on the way. Raises Moved."""
-        while len(self.way) > depth:
-            directory, ident = self.way.pop(), self.cursor.ident
-            try:
-                self.cursor.leave()
-            except OSError:
-                # What was moved away is not emptied here; go on from where the cursor still stands.
-                del self.way[self.cursor.depth :]
-                if len(self.way) < depth:
-                    raise
-                continue
-            self._left(self.cursor, directory, ident)
 
 
 @dataclass
@@ -80,7 +28,7 @@ class Removed:
     """What became of some of the victims.
 
     usage: bytes that left the store; stayed: the listed paths that did not go, and how many in all;
-    forbidden: files that were immutable or append-only, which a quick plan does not see, and the bytes that
+    forbidden: those under a rule (immutable, append-only) that a quick plan does not see, and the bytes that
     it counted on; emptied: directories that may be empty now, and had the reading in them when that was to
     be seen.
     """
@@ -95,6 +43,32 @@ class Removed:
     forbidden: Tally = field(default_factory=Tally)
     emptied: dict[int, Ident] = field(default_factory=dict)
 
+    def account(self, path: str, removal: Removal, size: int, planned: int, listed: Collection[str]) -> bool:
+        """Count what became of an entry that goes whole; returns whether it went.
+
+        size: bytes that leave the store with it; planned: those that this was to free.
+        """
+        blocked = removal.blocked
+        if blocked is None:
+            self.removed.add(1, removal.freed)
+            self.usage += size
+            return True
+        self.stay(path, listed)
+        if removal.failed:
+            self.failures.add(blocked.path, blocked.reason)
+        elif blocked.anomaly:
+            self.anomalies.add(blocked.path, blocked.reason)
+            self.forbidden.add(1, planned)
+        else:
+            self.kept.add(blocked.path, blocked.reason)
+        return False
+
+    def stay(self, path: str, listed: Collection[str]) -> None:
+        """Count a victim that does not go; listed: the paths that stayed is about."""
+        self.stayed_total += 1
+        if printable(path) in listed:
+            self.stayed.add(printable(path))
+
     def add(self, other: Removed) -> None:
         self.removed.add(other.removed.entries, other.removed.bytes)
         self.usage += other.usage
@@ -107,87 +81,41 @@ class Removed:
         self.emptied.update(other.emptied)
 
 
-@dataclass
-class _Victims:
-    """Some files to remove: the columns of a Chunk, and all of its inventory that is needed for that.
+class Remover(Generic[Job]):
+    """Has entries of an inventory removed, by as many processes as pay.
 
-    ways: parent and name of each directory on the way to one of them; standing: directories that the
-    reading stands in; listed: paths that Removed.stayed is about.
+    total tells how many there are, as far as that is known. A context manager; a shutdown of the run ends it
+    between two entries.
     """
 
-    device: int
-    columns: tuple[Sequence[Any], ...]
-    ways: dict[int, tuple[int, str]]
-    standing: list[int]
-    listed: Sequence[str]
-
-
-class _Ways(Directories):
-    """The directories on the way to the victims at hand."""
-
-    def __init__(self, root: Root) -> None:
-        self.root, self.parents, self.names = root, {}, {}
-
-    def now(self, ways: Mapping[int, tuple[int, str]], way: Sequence[int]) -> None:
-        """Know these, and of the others those on the way to where one stands."""
-        known = {one: (self.parents[one], self.names[one]) for one in way} | dict(ways)
-        self.parents = {one: parent for one, (parent, _name) in known.items()}
-        self.names = {one: name for one, (_parent, name) in known.items()}
-
-
-class Remover:
-    """Removes the victims of the chunks that it is given, then the directories that this left empty.
-
-    lru: one that was read since counts as changed. total tells how many victims there are, as far as that
-    is known. A context manager; a shutdown of the run ends it between two files.
-    """
-
-    def __init__(self, found: Inventory, lru: bool, run: Run, total: Callable[[], int]) -> None:
-        self.found, self.lru, self.run, self._total = found, lru, run, total
-        # Of two names of one inode the one that goes last frees it: two processes would both see two links.
-        self.linked = os.pipe()
+    def __init__(self, found: Inventory, run: Run, total: Callable[[], int], most: int) -> None:
+        """most: processes at a time."""
+        self.found, self.run, self._total = found, run, total
         # Who has a rate to keep needs no company, and would have to agree with it.
-        most = 1 if run.effort.max_rate else run.effort.workers
-        self._workers: Workers[_Victims, Removed] = Workers(self._hire, self._tell, run.shutdown, most)
+        most = 1 if run.effort.max_rate else most
+        self._workers: Workers[Job, Removed] = Workers(self.hire, self._tell, run.shutdown, most)
 
-    def add(self, chunk: Chunk, listed: Sequence[str]) -> None:
-        """Have the victims of a chunk removed; waits while much else is to be removed before.
+    def hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> Worker[Job, Removed]:
+        """Who removes, in one process; parameters as workers.Hire has them."""
+        raise NotImplementedError
 
-        listed: paths that Removed.stayed is about, of this chunk and maybe of others.
-        """
-        columns: Iterable[Any] = (
-            *(chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key),
-            *(chunk.bytes, chunk.freed),
-        )
-        if not all(chunk.victims):
-            columns = (
-                array(column.typecode, kept) if isinstance(column, array) else list(kept)
-                for column in columns
-                for kept in [compress(column, chunk.victims)]
-            )
-        columns = tuple(columns)
-        ways = {}
-        for directory in set(columns[1]):
-            while directory and directory not in ways:
-                ways[directory] = (self.found.parents[directory], self.found.names[directory])
-                directory = self.found.parents[directory]
-        standing = self.found.standing[:]
+    def give(self, job: Job) -> None:
+        """Have a job done; waits while much else is to be removed before. Raises BesomError."""
         with self._naming():
-            self._workers.add(_Victims(chunk.device, columns, ways, standing, listed))
+            self._workers.add(job)
 
     @property
     def done(self) -> int:
-        """How many files are removed so far."""
+        """How many entries are removed so far."""
         return self._workers.done
 
     def finish(self) -> Removed:
-        """What became of all victims, once that is settled."""
+        """What became of all that was given, once that is settled. Raises BesomError."""
         outcome = Removed()
         with self._naming():
             results = self._workers.finish()
         for one in results:
             outcome.add(one)
-        self._remove_emptied(outcome.emptied)
         return outcome
 
     @contextmanager
@@ -197,196 +125,15 @@ class Remover:
             yield
         except BesomError as error:
             path = printable(self.found.root.path)
-            raise BesomError(f"{path}: {error} At least {self.done} of its files are removed.") from error
-
-    def _remove_emptied(self, emptied: dict[int, Ident]) -> None:
-        """Remove directories that were emptied while the reading stood in them."""
-        place = Place(self.found)
-        # What is further down was found later.
-        todo = [-directory for directory in emptied]
-        heapify(todo)
-        while todo:
-            directory = -heappop(todo)
-            if not directory or (todo and -directory == todo[0]):
-                continue
-            with suppress(OSError):
-                parent = self.found.parents[directory]
-                if place.go(parent) is None:
-                    _remove_directory(self.found.names[directory], place.cursor.fd, emptied[directory])
-                    emptied[parent] = place.cursor.ident
-                    heappush(todo, -parent)
-        place.cursor.rise(0)
-
-    def _hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> _Hand:
-        return _Hand(self, done, shutdown, parent)
+            raise BesomError(f"{path}: {error} At least {self.done} of its entries are removed.") from error
 
     def _tell(self) -> None:
         self.run.progress("remove", self.done, self._total())
 
-    def __enter__(self) -> Remover:
+    def __enter__(self) -> Remover[Job]:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._workers.__exit__(kind, error, trace)
-        finally:
-            for fd in self.linked:
-                os.close(fd)
-
-
-class _Hand:
-    """Removes victims, in one process; done, shutdown and parent as workers.Hire has them."""
-
-    def __init__(self, remover: Remover, done: memoryview[int], shutdown: Shutdown, parent: int) -> None:
-        self.all, self.done, self.shutdown, self.parent = remover, done, shutdown, parent
-        self.outcome = Removed()
-        self.rate = Rate(remover.run.effort.max_rate)
-        self.ways = _Ways(remover.found.root)
-        self.place = Place(self.ways, self.left)
-        self.standing: Collection[int] = ()
-        self.listed: Collection[str] = ()
-        # Directories that something was removed from.
-        self.touched: set[int] = set()
-
-    def result(self) -> Removed:
-        with suppress(OSError):
-            self.place.rise()
-        self.place.cursor.rise(0)
-        return self.outcome
-
-    def left(self, cursor: Cursor, directory: int, ident: Ident) -> None:
-        """Remove directory, which was left for its parent, if it was emptied here."""
-        # rmdir removes what is empty and nothing else; what was empty before was never touched.
-        if directory not in self.touched:
-            return
-        self.touched.discard(directory)
-        if directory in self.standing:
-            # The reading would lose its way.
-            self.outcome.emptied[directory] = ident
-            return
-        with suppress(OSError):
-            _remove_directory(self.ways.names[directory], cursor.fd, ident)
-            self.touched.add(self.ways.parents[directory])
-
-    def work(self, job: _Victims) -> None:
-        if self.shutdown.signum:
-            return
-        self.ways.now(job.ways, self.place.way)
-        self.standing, self.listed = set(job.standing), set(job.listed)
-        shutdown, lru, place, parent = self.shutdown, self.all.lru, self.place, self.parent
-        outcome, removed, done = self.outcome, self.outcome.removed, self.done
-        rate, touch = self.rate, self.touched.add
-        device, table = job.device, LockTable()
-        locked = table.inodes
-        fd, here, in_use = place.cursor.fd, -1, ""
-        error: OSError | None = None
-        stat, unlink, getppid = os.stat, os.unlink, os.getppid
-        for name, where, inode, mtime, size, key, held, freed in zip(*job.columns):
-            if rate.limited:
-                rate.wait(shutdown)
-            # Nobody would hear of what is done for a parent that was killed.
-            if shutdown.signum or (parent and getppid() != parent):
-                break
-            if where != here:
-                here, error = where, place.go(where)
-                fd = place.cursor.fd
-                # Somebody may have begun to work in it since it was read.
-                in_use = _in_use(place.cursor, table) if locked else ""
-            if error:
-                self.refused(where, name, fd, error)
-                continue
-            if in_use:
-                outcome.kept.add(self.stays(where, name), in_use)
-                continue
-            try:
-                st = stat(name, dir_fd=fd, follow_symlinks=False)
-                if (
-                    st.st_ino != inode
-                    or (st.st_mtime_ns != mtime and in_range(st.st_mtime_ns) != mtime)
-                    or st.st_size != size
-                    or st.st_dev != device
-                    or (lru and in_range(st.st_atime_ns) > key)
-                ):
-                    outcome.kept.add(self.stays(where, name), CHANGED)
-                    continue
-                if inode in locked:
-                    holder = table.holder(device, inode)
-                    if holder:
-                        outcome.kept.add(self.stays(where, name), f"in use: locked by {holder}")
-                        continue
-                if st.st_nlink == 1:
-                    unlink(name, dir_fd=fd)
-                    removed.bytes += st.st_blocks * 512
-                else:
-                    removed.bytes += self.unlink_one_of_several(name, fd, st)
-            except OSError as refused:
-                self.refused(where, name, fd, refused, freed)
-                continue
-            touch(where)
-            removed.entries += 1
-            done[0] += 1
-            outcome.usage += held
-
-    def unlink_one_of_several(self, name: str, fd: int, seen: os.stat_result) -> int:
-        """Unlink a name of an inode that had others when it was seen; returns the bytes that this frees."""
-        with _turn(self.all.linked[1]):
-            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size) != (
-                *(seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size),
-            ):
-                raise FileNotFoundError(errno.ENOENT, "was replaced", name)
-            os.unlink(name, dir_fd=fd)
-        return st.st_blocks * 512 if st.st_nlink == 1 else 0
-
-    def stays(self, where: int, name: str) -> str:
-        """The path of a victim that does not go."""
-        path = self.ways.path(where, name)
-        self.outcome.stayed_total += 1
-        if printable(path) in self.listed:
-            self.outcome.stayed.add(printable(path))
-        return path
-
-    def refused(self, where: int, name: str, fd: int, error: OSError, freed: int = 0) -> None:
-        """Note why a victim does not go, which was to free so many bytes."""
-        outcome, path = self.outcome, self.stays(where, name)
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
-            outcome.kept.add(path, CHANGED)
-        elif isinstance(error, MountPoint) or error.errno == errno.EBUSY:
-            outcome.kept.add(path, "is a mount point")
-        elif error.errno == errno.EPERM and file_forbids(name, fd):
-            outcome.forbidden.add(1, freed)
-            outcome.anomalies.add(path, f"is {file_forbids(name, fd)}")
-        else:
-            outcome.failures.add(path, f"cannot be removed: {error.strerror}")
-
-
-def _in_use(cursor: Cursor, table: LockTable) -> str:
-    """By whom the directory that cursor stands in, or one above it, is in use; empty if by nobody.
-
-    The lock of the root is that of this run.
-    """
-    for device, inode in cursor.way:
-        holder = table.holder(device, inode) if inode in table.inodes else None
-        if holder:
-            return f"in use: locked by {holder}"
-    return ""
-
-
-def _remove_directory(name: str, fd: int, ident: Ident) -> None:
-    """Remove an empty directory, if it is still the one where something was removed. Raises OSError."""
-    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    if (st.st_dev, st.st_ino) != ident:
-        raise FileNotFoundError(errno.ENOENT, "was replaced", name)
-    os.rmdir(name, dir_fd=fd)
-
-
-@contextmanager
-def _turn(fd: int) -> Iterator[None]:
-    """Hold a lock that is no other process's; it falls with who holds it."""
-    lockf(fd, LOCK_EX)
-    try:
-        yield
-    finally:
-        lockf(fd, LOCK_UN)
+        self._workers.__exit__(kind, error, trace)

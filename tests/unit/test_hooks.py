@@ -12,7 +12,8 @@ from typing import Any, Callable
 
 import pytest
 
-from besom import inventory
+from besom import inventory, tree_removal
+from besom.effort import Effort
 from besom.errors import BesomError, Interrupted, UsageError
 from besom.policy import read_store
 from besom.prune import Ahead, Request, prune
@@ -115,13 +116,16 @@ def test_a_signal_ends_the_hook_before_and_the_prune(area: Any, tmp_path: Path, 
 
 
 def test_the_hook_after_runs_when_the_prune_is_interrupted(
-    area: Any, tmp_path: Path, make_run: Callable[..., Run]
+    area: Any, tmp_path: Path, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(4):
         area.tree(str(number), number + 1)
-    run = make_run()
+    monkeypatch.setattr(tree_removal, "_INODES", 1)
+    run = make_run(effort=Effort(workers=1))
     # A signal after the first entry.
-    run.progress = lambda phase, done, total: run.shutdown.request() if phase == "remove" else None
+    run.progress = lambda phase, done, total: (
+        run.shutdown.request() if phase == "remove" and not run.shutdown.requested else None
+    )
     said = tmp_path / "said"
     values = {"path": str(area.path), "layout": "trees", "max_entries": 1}
     hook = f"echo $BESOM_OUTCOME $BESOM_REMOVED_ENTRIES > {said}"

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from besom.file_removal import FileRemover  # noqa: F401  # nobody may not read where root's Python has its modules
 from besom.policy import Temps
 from besom.prune import _Execution, plan
-from besom.removal import Remover  # noqa: F401  # nobody may not read where root's Python has its modules
 from besom.root import Root
 from besom.sweep import execute
 from besom.sweep import plan as plan_sweep

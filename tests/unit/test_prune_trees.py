@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from besom import tree_removal
+from besom.effort import Effort
 from besom.prune import _Execution, plan
 from besom.root import Root
 from besom.tree import CHANGED
@@ -297,15 +299,16 @@ def test_a_dry_run_of_trees_changes_nothing_at_all(
 
 
 def test_a_signal_stops_between_two_trees(
-    area: Any, make_run: Callable[..., Any], request_for: Callable[..., Any]
+    area: Any, make_run: Callable[..., Any], request_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     four_trees(area)
+    monkeypatch.setattr(tree_removal, "_INODES", 1)
 
     def stop_after_the_first(phase: str, _done: int, _total: int) -> None:
         if phase == "remove":
             run.shutdown.request()
 
-    run = make_run(progress=stop_after_the_first)
+    run = make_run(progress=stop_after_the_first, effort=Effort(workers=1))
     with Root(str(area.path)) as root:
         report = _Execution(plan(request_for(area, "trees", max_entries=1), root, run), run).execute()
     assert (report.interrupted, report.removed.entries) == (True, 1)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from besom import inventory, prune
+from besom import inventory, prune, tree_removal
 from besom.effort import Effort
 from besom.errors import BesomError
 from besom.run import Run
@@ -30,6 +30,7 @@ from besom.workers import Pace
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a small store is worth several processes, with a few files each."""
     monkeypatch.setattr(inventory, "CHUNK", 2)
+    monkeypatch.setattr(tree_removal, "_INODES", 8)
 
 
 def deep_store(area: Any) -> None:
@@ -43,9 +44,10 @@ def deep_store(area: Any) -> None:
     area.dir("empty")
 
 
-def everything(area: Any) -> list[str]:
+def everything(area: Any, below: str = "") -> list[str]:
+    top = area.at(below)
     return sorted(
-        os.path.relpath(os.path.join(d, n), area.path) for d, ds, fs in os.walk(area.path) for n in ds + fs
+        os.path.relpath(os.path.join(d, n), area.path) for d, ds, fs in os.walk(top) for n in ds + fs
     )
 
 
@@ -158,7 +160,7 @@ def killed() -> None:
         (out_of_memory, "^$"),
         (
             killed,
-            r"/area: .* \(PID [0-9]+\) was ended by signal 9; .* goes on .* [1-9][0-9]* of its files",
+            r"/area: .* \(PID [0-9]+\) was ended by signal 9; .* goes on .* [1-9][0-9]* of its entries",
         ),
     ],
 )
@@ -384,6 +386,108 @@ def test_what_was_not_read_to_its_end_says_so(
     assert report.removed.entries == 400 - len([name for name in everything(area) if "/" in name])
     assert report.bytes_before - report.bytes_after == 4096 * report.removed.entries
     assert report.to_dict()["bytes_before"] is report.to_dict()["bytes_after"] is None
+
+
+def many_trees(area: Any) -> None:
+    """Forty old trees of nine inodes each, and a young one."""
+    for number in range(40):
+        area.tree(f"{number:02}", 9, {f"{sub}/{file}": 4096 for sub in "ab" for file in "123"})
+    area.tree("young", 0, {"file": 4096})
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
+def test_of_trees_what_several_processes_leave_is_what_one_leaves(
+    area: Any,
+    make_area: Callable[[str], Any],
+    make_run: Callable[..., Run],
+    request_for: Any,
+    hold: Callable[..., Any],
+    limits: Any,
+) -> None:
+    other = make_area("other")
+    seen: set[int] = set()
+    held: set[int] = set()
+    reports = []
+    for store, effort in ((area, Effort()), (other, Effort(workers=1))):
+        many_trees(store)
+        run = make_run(effort=effort, progress=lambda *_: seen.update(working()))
+        with prune.Root(str(store.path)) as root:
+            planned = prune.plan(request_for(store, "trees", **limits), root, run, thorough=False)
+            store.file("03/a/more", days=9)
+            held.add(hold(store.at("07/b/2")).pid)
+            reports.append(prune._Execution(planned, run).execute())
+        assert set(os.listdir(store.path)) == {"03", "07", "young"}
+        assert {os.path.basename(item["path"]) for item in reports[-1].kept.items} == {"03", "2"}
+        assert not {"03", "07"} & {os.path.basename(item["path"]) for item in reports[-1].victims.items}
+    assert len(seen - held) >= 2
+    assert parts(reports[0]) == parts(reports[1])
+    assert reports[0].removed.entries == 38
+    assert working() == held
+
+
+@pytest.mark.usefixtures("several")
+def test_trees_that_share_an_inode_free_it_with_the_last_of_them(
+    area: Any, pruned: Callable[..., Any]
+) -> None:
+    many_trees(area)
+    for number in range(1, 40):
+        os.link(area.at("00/a/1"), area.at(f"{number:02}/shared"))
+        area.tree(f"{number:02}", 9, {})
+    dry, report = (pruned(area, "trees", max_age="1d", dry_run=dry_run) for dry_run in (True, False))
+    assert report.removed == report.planned == dry.planned
+    assert report.bytes_before - report.bytes_after == report.removed.bytes
+    assert os.listdir(area.path) == ["young"]
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize("after", [0, 3, 20])
+def test_a_shutdown_leaves_each_tree_whole_or_gone(
+    area: Any,
+    make_run: Callable[..., Run],
+    request_for: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
+    many_trees(area)
+    monkeypatch.setattr(os, "unlink", slowly())
+    shutdown = Shutdown()
+
+    def stop(phase: str, done: int, _total: int) -> None:
+        if phase == "remove" and done >= after:
+            shutdown.request(signal.SIGTERM)
+
+    run = make_run(progress=stop, shutdown=shutdown)
+    report = prune.prune(request_for(area, "trees", max_age="1d"), run)
+    left = [name for name in os.listdir(area.path) if name != "young"]
+    assert report.interrupted
+    assert after <= report.removed.entries == 40 - len(left) < 40
+    assert all(len(everything(area, name)) == 8 for name in left)
+    assert report.bytes_before - report.bytes_after == report.removed.bytes
+    assert not working()
+
+
+@pytest.mark.usefixtures("several")
+def test_a_tree_that_a_killed_process_was_at_is_finished_by_the_next_run(
+    area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_trees(area)
+    alone, left = os.getpid(), iter(range(9))
+
+    def meet_fate() -> None:
+        assert os.getpid() != alone
+        if next(left, None) is None:
+            killed()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", slowly(meet_fate))
+        with pytest.raises(BesomError, match=r"ended by signal 9; .* [1-9][0-9]* of its entries"):
+            pruned(area, "trees", max_age="1d")
+    assert not working()
+    assert any(name.startswith(".besom-trash-") for name in os.listdir(area.path))
+    assert all(len(everything(area, name)) == 8 for name in os.listdir(area.path) if name.isdigit())
+    assert not pruned(area, "trees", max_age="1d").failures.total
+    assert os.listdir(area.path) == ["young"]
 
 
 def test_no_more_go_in_a_second_than_may(

@@ -1,0 +1,323 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Removing the files of a plan: each one verified on its directory's descriptor just before it goes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_UN, lockf
+from heapq import heapify, heappop, heappush
+from itertools import compress
+from types import TracebackType
+from typing import Any, Callable
+
+from .effort import Rate
+from .inventory import Directories, Inventory
+from .locks import LockTable
+from .removal import Ident, Removed, Remover
+from .root import Root
+from .run import Run
+from .selection import Chunk
+from .shutdown import Shutdown
+from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
+
+
+class Place:
+    """Takes a cursor from directory to directory, in the order of the walk."""
+
+    def __init__(
+        self, found: Directories, left: Callable[[Cursor, int, Ident], None] = lambda *left: None
+    ) -> None:
+        """left(cursor, directory, ident) is called in the parent, after a directory was left for good."""
+        self.cursor = Cursor(found.root)
+        self._found = found
+        self._left = left
+        # The directories that the cursor stands in, from below the root down.
+        self.way: list[int] = []
+
+    def go(self, directory: int) -> OSError | None:
+        """Stand in directory; returns the error instead when it cannot be reached."""
+        chain = self._found.chain(directory)
+        common = 0
+        while common < min(len(chain), len(self.way)) and chain[common] == self.way[common]:
+            common += 1
+        try:
+            self.rise(common)
+            for step in chain[common:]:
+                self.cursor.enter(self._found.names[step])
+                self.way.append(step)
+        except OSError as error:
+            return error
+        return None
+
+    def rise(self, depth: int = 0) -> None:
+        """Leave directories until depth of them are left on the way. Raises Moved."""
+        while len(self.way) > depth:
+            directory, ident = self.way.pop(), self.cursor.ident
+            try:
+                self.cursor.leave()
+            except OSError:
+                # What was moved away is not emptied here; go on from where the cursor still stands.
+                del self.way[self.cursor.depth :]
+                if len(self.way) < depth:
+                    raise
+                continue
+            self._left(self.cursor, directory, ident)
+
+
+@dataclass
+class _Victims:
+    """Some files to remove: the columns of a Chunk, and all of its inventory that is needed for that.
+
+    ways: parent and name of each directory on the way to one of them; standing: directories that the
+    reading stands in; listed: paths that Removed.stayed is about.
+    """
+
+    device: int
+    columns: tuple[Sequence[Any], ...]
+    ways: dict[int, tuple[int, str]]
+    standing: list[int]
+    listed: Collection[str]
+
+
+class _Ways(Directories):
+    """The directories on the way to the victims at hand."""
+
+    def __init__(self, root: Root) -> None:
+        self.root, self.parents, self.names = root, {}, {}
+
+    def now(self, ways: Mapping[int, tuple[int, str]], way: Sequence[int]) -> None:
+        """Know these, and of the others those on the way to where one stands."""
+        known = {one: (self.parents[one], self.names[one]) for one in way} | dict(ways)
+        self.parents = {one: parent for one, (parent, _name) in known.items()}
+        self.names = {one: name for one, (_parent, name) in known.items()}
+
+
+class FileRemover(Remover[_Victims]):
+    """Removes the victims of the chunks that it is given, then the directories that this left empty.
+
+    lru: one that was read since counts as changed.
+    """
+
+    def __init__(self, found: Inventory, lru: bool, run: Run, total: Callable[[], int]) -> None:
+        super().__init__(found, run, total, run.effort.workers)
+        self.lru = lru
+        # Of two names of one inode the one that goes last frees it: two processes would both see two links.
+        self.linked = os.pipe()
+
+    def add(self, chunk: Chunk, listed: Collection[str]) -> None:
+        """Have the victims of a chunk removed; waits while much else is to be removed before.
+
+        listed: paths that Removed.stayed is about, of this chunk and maybe of others.
+        """
+        columns: Iterable[Any] = (
+            *(chunk.names, chunk.where, chunk.inode, chunk.mtime, chunk.size, chunk.key),
+            *(chunk.bytes, chunk.freed),
+        )
+        if not all(chunk.victims):
+            columns = (
+                array(column.typecode, kept) if isinstance(column, array) else list(kept)
+                for column in columns
+                for kept in [compress(column, chunk.victims)]
+            )
+        columns = tuple(columns)
+        ways = {}
+        for directory in set(columns[1]):
+            while directory and directory not in ways:
+                ways[directory] = (self.found.parents[directory], self.found.names[directory])
+                directory = self.found.parents[directory]
+        standing = self.found.standing[:]
+        self.give(_Victims(chunk.device, columns, ways, standing, listed))
+
+    def hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> _Hand:
+        return _Hand(self, done, shutdown, parent)
+
+    def finish(self) -> Removed:
+        outcome = super().finish()
+        self._remove_emptied(outcome.emptied)
+        return outcome
+
+    def _remove_emptied(self, emptied: dict[int, Ident]) -> None:
+        """Remove directories that were emptied while the reading stood in them."""
+        place = Place(self.found)
+        # What is further down was found later.
+        todo = [-directory for directory in emptied]
+        heapify(todo)
+        while todo:
+            directory = -heappop(todo)
+            if not directory or (todo and -directory == todo[0]):
+                continue
+            with suppress(OSError):
+                parent = self.found.parents[directory]
+                if place.go(parent) is None:
+                    _remove_directory(self.found.names[directory], place.cursor.fd, emptied[directory])
+                    emptied[parent] = place.cursor.ident
+                    heappush(todo, -parent)
+        place.cursor.rise(0)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            for fd in self.linked:
+                os.close(fd)
+
+
+class _Hand:
+    """Removes victims, in one process; done, shutdown and parent as workers.Hire has them."""
+
+    def __init__(self, remover: FileRemover, done: memoryview[int], shutdown: Shutdown, parent: int) -> None:
+        self.all, self.done, self.shutdown, self.parent = remover, done, shutdown, parent
+        self.outcome = Removed()
+        self.rate = Rate(remover.run.effort.max_rate)
+        self.ways = _Ways(remover.found.root)
+        self.place = Place(self.ways, self.left)
+        self.standing: Collection[int] = ()
+        self.listed: Collection[str] = ()
+        # Directories that something was removed from.
+        self.touched: set[int] = set()
+
+    def result(self) -> Removed:
+        with suppress(OSError):
+            self.place.rise()
+        self.place.cursor.rise(0)
+        return self.outcome
+
+    def left(self, cursor: Cursor, directory: int, ident: Ident) -> None:
+        """Remove directory, which was left for its parent, if it was emptied here."""
+        # rmdir removes what is empty and nothing else; what was empty before was never touched.
+        if directory not in self.touched:
+            return
+        self.touched.discard(directory)
+        if directory in self.standing:
+            # The reading would lose its way.
+            self.outcome.emptied[directory] = ident
+            return
+        with suppress(OSError):
+            _remove_directory(self.ways.names[directory], cursor.fd, ident)
+            self.touched.add(self.ways.parents[directory])
+
+    def work(self, job: _Victims) -> None:
+        if self.shutdown.signum:
+            return
+        self.ways.now(job.ways, self.place.way)
+        self.standing, self.listed = set(job.standing), set(job.listed)
+        shutdown, lru, place, parent = self.shutdown, self.all.lru, self.place, self.parent
+        outcome, removed, done = self.outcome, self.outcome.removed, self.done
+        rate, touch = self.rate, self.touched.add
+        device, table = job.device, LockTable()
+        locked = table.inodes
+        fd, here, in_use = place.cursor.fd, -1, ""
+        error: OSError | None = None
+        stat, unlink, getppid = os.stat, os.unlink, os.getppid
+        for name, where, inode, mtime, size, key, held, freed in zip(*job.columns):
+            if rate.limited:
+                rate.wait(shutdown)
+            # Nobody would hear of what is done for a parent that was killed.
+            if shutdown.signum or (parent and getppid() != parent):
+                break
+            if where != here:
+                here, error = where, place.go(where)
+                fd = place.cursor.fd
+                # Somebody may have begun to work in it since it was read.
+                in_use = _in_use(place.cursor, table) if locked else ""
+            if error:
+                self.refused(where, name, fd, error)
+                continue
+            if in_use:
+                outcome.kept.add(self.stays(where, name), in_use)
+                continue
+            try:
+                st = stat(name, dir_fd=fd, follow_symlinks=False)
+                if (
+                    st.st_ino != inode
+                    or (st.st_mtime_ns != mtime and in_range(st.st_mtime_ns) != mtime)
+                    or st.st_size != size
+                    or st.st_dev != device
+                    or (lru and in_range(st.st_atime_ns) > key)
+                ):
+                    outcome.kept.add(self.stays(where, name), CHANGED)
+                    continue
+                if inode in locked:
+                    holder = table.holder(device, inode)
+                    if holder:
+                        outcome.kept.add(self.stays(where, name), f"in use: locked by {holder}")
+                        continue
+                if st.st_nlink == 1:
+                    unlink(name, dir_fd=fd)
+                    removed.bytes += st.st_blocks * 512
+                else:
+                    removed.bytes += self.unlink_one_of_several(name, fd, st)
+            except OSError as refused:
+                self.refused(where, name, fd, refused, freed)
+                continue
+            touch(where)
+            removed.entries += 1
+            done[0] += 1
+            outcome.usage += held
+
+    def unlink_one_of_several(self, name: str, fd: int, seen: os.stat_result) -> int:
+        """Unlink a name of an inode that had others when it was seen; returns the bytes that this frees."""
+        with _turn(self.all.linked[1]):
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size) != (
+                *(seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size),
+            ):
+                raise FileNotFoundError(errno.ENOENT, "was replaced", name)
+            os.unlink(name, dir_fd=fd)
+        return st.st_blocks * 512 if st.st_nlink == 1 else 0
+
+    def stays(self, where: int, name: str) -> str:
+        """The path of a victim that does not go."""
+        path = self.ways.path(where, name)
+        self.outcome.stay(path, self.listed)
+        return path
+
+    def refused(self, where: int, name: str, fd: int, error: OSError, freed: int = 0) -> None:
+        """Note why a victim does not go, which was to free so many bytes."""
+        outcome, path = self.outcome, self.stays(where, name)
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
+            outcome.kept.add(path, CHANGED)
+        elif isinstance(error, MountPoint) or error.errno == errno.EBUSY:
+            outcome.kept.add(path, "is a mount point")
+        elif error.errno == errno.EPERM and file_forbids(name, fd):
+            outcome.forbidden.add(1, freed)
+            outcome.anomalies.add(path, f"is {file_forbids(name, fd)}")
+        else:
+            outcome.failures.add(path, f"cannot be removed: {error.strerror}")
+
+
+def _in_use(cursor: Cursor, table: LockTable) -> str:
+    """By whom the directory that cursor stands in, or one above it, is in use; empty if by nobody.
+
+    The lock of the root is that of this run.
+    """
+    for device, inode in cursor.way:
+        holder = table.holder(device, inode) if inode in table.inodes else None
+        if holder:
+            return f"in use: locked by {holder}"
+    return ""
+
+
+def _remove_directory(name: str, fd: int, ident: Ident) -> None:
+    """Remove an empty directory, if it is still the one where something was removed. Raises OSError."""
+    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    if (st.st_dev, st.st_ino) != ident:
+        raise FileNotFoundError(errno.ENOENT, "was replaced", name)
+    os.rmdir(name, dir_fd=fd)
+
+
+@contextmanager
+def _turn(fd: int) -> Iterator[None]:
+    """Hold a lock that is no other process's; it falls with who holds it."""
+    lockf(fd, LOCK_EX)
+    try:
+        yield
+    finally:
+        lockf(fd, LOCK_UN)
