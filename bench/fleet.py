@@ -137,6 +137,9 @@ def fleet(ground: Ground) -> Iterator[Contest]:
             "temps": "{{ besom_temps }}",
             "needs": "{{ besom_needs }}",
         }
+        # Not to be paid by who comes first: what of Ansible is not compiled yet.
+        (base / "warm").mkdir()
+        ground.measure(play(base / "warm", {"housekeep": {}}, PING))
         yield Contest(
             "fleet",
             f"Housekeeping on {count} hosts (local connections, which are this machine's to compute)",
@@ -150,5 +153,5 @@ def fleet(ground: Ground) -> Iterator[Contest]:
                 contender("a play of one ping", tasks=[PING]),
             ],
             unit="host",
-            rounds=1,
+            rounds=2,
         )

@@ -412,14 +412,13 @@ from ..module_utils.besom.install import InstallReport, InstallRequest, install
 from ..module_utils.besom.transfer import read_checksum, read_headers, read_source
 from ..module_utils.besom.units import Share, parse_count, parse_factor, parse_size
 from ..module_utils.besom_module import (
-    FETCH,
     LOCK_TIMEOUT,
     REDIS_URL,
     STORE,
     one_sentence,
     run_of,
-    transfer_opener,
 )
+from ..module_utils.besom_transfer import FETCH, transfer_opener
 
 
 def request_of(params: dict) -> InstallRequest:

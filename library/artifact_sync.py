@@ -346,14 +346,13 @@ from ..module_utils.besom.sync import SyncReport, SyncRequest, sync
 from ..module_utils.besom.transfer import read_headers
 from ..module_utils.besom.units import Share, format_size, parse_count, parse_duration
 from ..module_utils.besom_module import (
-    FETCH,
     LOCK_TIMEOUT,
     REDIS_URL,
     STORE,
     one_sentence,
     run_of,
-    transfer_opener,
 )
+from ..module_utils.besom_transfer import FETCH, transfer_opener
 
 ARTIFACT = dict(
     url=dict(type="str", required=True),

@@ -101,7 +101,7 @@ options:
     suboptions:
       workers:
         description:
-          - At most so many processes remove files side by side; V(auto) is as many as pay, and the default.
+          - At most so many entries are removed at a time; V(auto) is as many as pay, and the default.
           - Where removing waits for the disk they wait together, and more are started while that gets on faster.
         type: str
       max_rate:

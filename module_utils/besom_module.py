@@ -14,7 +14,7 @@ from .besom.errors import BesomError, UsageError
 from .besom.policy import POLICY_KEYS
 from .besom.run import Run
 from .besom.shutdown import Shutdown
-from .besom.units import Share, format_size, parse_duration, parse_factor, printable
+from .besom.units import Share, format_size, parse_duration, parse_factor
 
 # What arrives is compiled anew on every host: rooms that few tasks need are imported by those.
 if TYPE_CHECKING:
@@ -88,13 +88,6 @@ GATE = dict(
     reserve=dict(type="str"),
     expand=dict(type="float", default=3.0),
     on_unknown=dict(type="str", choices=["warn", "fail"], default="warn"),
-    **WEB,
-)
-FETCH = dict(
-    http_agent=dict(type="str", default="besom"),
-    client_cert=dict(type="path"),
-    client_key=dict(type="path"),
-    ca_path=dict(type="path"),
     **WEB,
 )
 
@@ -184,31 +177,6 @@ def _opener(params: dict[str, Any]) -> Opener:
         )
 
     return open_
-
-
-def transfer_opener(params: dict[str, Any]) -> Opener:
-    """What transfers ask through, with the options of FETCH; it follows no redirect.
-
-    Not open_url, which reads every certificate of the host again for each request: that costs more than
-    the file.
-    """
-    # Only a task that fetches needs it, and it takes longer to import than most tasks take.
-    from ansible.module_utils import urls
-
-    from .besom.fetch import plain_opener
-
-    try:
-        context = urls.make_context(
-            cafile=params["ca_path"],
-            validate_certs=params["validate_certs"],
-            client_cert=params["client_cert"],
-            client_key=params["client_key"],
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"The certificates cannot be used: {printable(str(error))}.") from error
-    agent = {"User-Agent": params["http_agent"]}
-    ask = plain_opener(params["timeout"], None, redirects=False, proxies=params["use_proxy"], context=context)
-    return lambda url, headers, **more: ask(url, headers={**agent, **headers}, **more)
 
 
 @contextlib.contextmanager

@@ -4,3 +4,10 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+# Of the zip that this was imported from, if it was.
+_archive = getattr(__spec__.loader, "archive", "")
+if _archive:
+    from .zipped import compile_once
+
+    compile_once(_archive)

@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""How hard a removal may press its host: by how many processes, how fast, behind whose I/O."""
+"""How hard a removal may press its host: how much at a time, how fast, behind whose I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .errors import UsageError
 from .shutdown import Shutdown
 from .units import parse_count, printable
 
-MOST_WORKERS = 8
+MOST_WORKERS = 16
 # A class in the upper bits, then a level from 0 to 7; of best-effort the lowest, ioprio_set(2).
 _PRIORITY = {"best-effort": (2 << 13) + 7, "idle": 3 << 13}
 # ioprio_set and ioprio_get; they have no function in libc (syscalls(2); asm-generic for all newer machines).
@@ -32,9 +32,9 @@ _SLICE_S = 0.02
 
 @dataclass(frozen=True)
 class Effort:
-    """workers: processes that remove files side by side, at most; they are as many as pay.
+    """workers: entries that are removed at a time, at most; they are as many as pay.
 
-    max_rate: entries a second, by one process then; 0: no limit. io_class: one of policy.IO_CLASSES; empty:
+    max_rate: entries a second, by one alone then; 0: no limit. io_class: one of policy.IO_CLASSES; empty:
     no change.
     """
 

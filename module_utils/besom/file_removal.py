@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,9 @@ from .run import Run
 from .selection import Chunk
 from .shutdown import Shutdown
 from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
+
+# Files of a job: so few that all processes end at about the same time.
+_FILES = 256
 
 
 class Place:
@@ -106,8 +110,8 @@ class FileRemover(Remover[_Victims]):
     def __init__(self, found: Inventory, lru: bool, run: Run, total: Callable[[], int]) -> None:
         super().__init__(found, run, total, run.effort.workers)
         self.lru = lru
-        # Of two names of one inode the one that goes last frees it: two processes would both see two links.
-        self.linked = os.pipe()
+        # Of two names of one inode the one that goes last frees it: two at work would both see two links.
+        self.linked, self.linked_here = os.pipe(), threading.Lock()
 
     def add(self, chunk: Chunk, listed: Collection[str]) -> None:
         """Have the victims of a chunk removed; waits while much else is to be removed before.
@@ -125,13 +129,19 @@ class FileRemover(Remover[_Victims]):
                 for kept in [compress(column, chunk.victims)]
             )
         columns = tuple(columns)
+        standing = self.found.standing[:]
+        for start in range(0, len(columns[0]), _FILES):
+            its = tuple(column[start : start + _FILES] for column in columns)
+            self.give(_Victims(chunk.device, its, self._ways_to(set(its[1])), standing, listed))
+
+    def _ways_to(self, directories: Iterable[int]) -> dict[int, tuple[int, str]]:
+        """Parent and name of each directory on the way to one of these."""
         ways = {}
-        for directory in set(columns[1]):
+        for directory in directories:
             while directory and directory not in ways:
                 ways[directory] = (self.found.parents[directory], self.found.names[directory])
                 directory = self.found.parents[directory]
-        standing = self.found.standing[:]
-        self.give(_Victims(chunk.device, columns, ways, standing, listed))
+        return ways
 
     def hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> _Hand:
         return _Hand(self, done, shutdown, parent)
@@ -264,7 +274,7 @@ class _Hand:
 
     def unlink_one_of_several(self, name: str, fd: int, seen: os.stat_result) -> int:
         """Unlink a name of an inode that had others when it was seen; returns the bytes that this frees."""
-        with _turn(self.all.linked[1]):
+        with self.all.linked_here, _turn(self.all.linked[1]):
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size) != (
                 *(seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size),

@@ -52,11 +52,9 @@ def _remembered(store: Store, root: Root, run: Run) -> dict[str, Any]:
 
     Of a run that has no place where that is remembered nothing.
     """
-    if not run.index_dir:
+    if run.memory is None:
         return {}
-    from .survey import Memory
-
-    memory = Memory(store, root, run)
+    memory = run.memory(store, root, run)
     moments = {"walked": memory.walked, "reconcile_due": memory.due}
     return {name: None if moment is None else moment / 1e9 for name, moment in moments.items()}
 

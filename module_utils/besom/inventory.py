@@ -120,6 +120,25 @@ class Companion(Protocol):
         """Of trees and sessions: an inode directly in the root."""
 
 
+class Memory(Protocol):
+    """What is remembered of a store. survey.Memory is one, which no module is to carry."""
+
+    walked: int | None
+
+    @property
+    def due(self) -> int | None:
+        """When the store is to be walked at the latest, ns since the epoch; None where it always is."""
+
+    def look(self, horizon: int, grace: int) -> Looked | None:
+        """The store as it is, read as far as it has changed; None where it has to be walked."""
+
+    def begin(self) -> Any:
+        """The companion of a walk through all of the store."""
+
+    def keep(self, survey: Any, found: Inventory) -> None:
+        """Remember what such a walk has found."""
+
+
 @dataclass
 class Pending:
     """A removal of sessions that a crash cut off, by its trash.
@@ -270,6 +289,18 @@ class Inventory(Directories):
         self.gone = before.links
         for ident in self.gone.keys() & self.links.keys():
             self.links[ident].links -= self.gone[ident]
+
+
+@dataclass
+class Looked:
+    """A store that was read as far as it has changed.
+
+    found has the sums of all of it, but entries, kept and anomalies only of the directories that were read:
+    in the others there is nothing to keep. oldest_unread: the oldest key (ns) in those.
+    """
+
+    found: Inventory
+    oldest_unread: int
 
 
 def read_files(

@@ -7,16 +7,18 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import NoSpace, UsageError
-from .fetch import Opener, check_url, content_length, redact
 from .mounts import mount_of
 from .policy import read_mapping, read_path
 from .report import Report
 from .run import Forecast
 from .units import Share, format_size, parse_count, parse_size, printable
 from .walk import walk
+
+if TYPE_CHECKING:
+    from .fetch import Opener
 
 DEFAULT_EXPAND = 3.0
 
@@ -137,13 +139,22 @@ def read_needs(values: Iterable[Any], where: str = "needs: ") -> list[Need]:
             path=read_path(value, where),
             size=parse_size(value["size"], where + "size") if value.get("size") is not None else 0,
             inodes=parse_count(value["inodes"], where + "inodes") if value.get("inodes") is not None else 0,
-            url=check_url(value["url"], where + "url") if value.get("url") is not None else "",
+            url=_read_url(value, where),
             extract=_flag(value, "extract", where),
         )
         if not (need.size or need.inodes or need.url):
             raise UsageError(f"{where}{printable(need.path)} needs nothing; give size, inodes or url.")
         needs.append(need)
     return needs
+
+
+def _read_url(value: Mapping[str, Any], where: str) -> str:
+    if value.get("url") is None:
+        return ""
+    # Only who has URLs needs it, here and below.
+    from .fetch import check_url
+
+    return check_url(value["url"], where + "url")
 
 
 def _flag(value: Mapping[str, Any], key: str, where: str) -> bool:
@@ -177,6 +188,8 @@ def preflight(
         fs.inodes_required += need.inodes
         if not need.url or opener is None:
             continue
+        from .fetch import content_length, redact
+
         size = content_length(need.url, opener)
         if size is None:
             text = f"The size of {redact(need.url)} is unknown, so its space is not checked."

@@ -19,7 +19,7 @@ from .effort import Rate, io_class
 from .errors import BesomError, Interrupted, LockLost, UsageError, reason_of
 from .guard import STOPPED, guarded
 from .hooks import around
-from .inventory import OLDEST, YOUNGEST, Inventory
+from .inventory import OLDEST, YOUNGEST, Inventory, Looked, Memory
 from .layouts import read_store
 from .mounts import mount_of
 from .own_names import ORPHAN
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .file_removal import FileRemover
     from .removal import Removed, Remover
     from .shutdown import Shutdown
-    from .survey import Looked, Memory
 
 _ST_NOATIME = 1024  # statvfs(3)
 
@@ -234,13 +233,10 @@ def _goals(request: Request, root: Root, run: Run, found: Inventory, aged: int) 
 
 def _memory(request: Request, root: Root, run: Run, thorough: bool) -> Memory | None:
     """What is remembered of the store, where a run keeps house by itself and goes by the store's limits."""
-    by_itself = run.index_dir and run.reconcile and not (run.dry_run or thorough)
-    if not by_itself or request != Request(request.store):
+    by_itself = run.reconcile and not (run.dry_run or thorough)
+    if run.memory is None or not by_itself or request != Request(request.store):
         return None
-    # Nothing that a module should carry.
-    from .survey import Memory
-
-    return Memory(request.store, root, run)
+    return run.memory(request.store, root, run)
 
 
 def _without_walk(

@@ -11,8 +11,11 @@ from .effort import Effort
 from .shutdown import Shutdown
 
 if TYPE_CHECKING:
+    from .inventory import Memory
     from .locks import Lock
     from .mounts import Mount
+    from .policy import Store
+    from .root import Root
     from .tree import Shared
 
 # progress(phase, done, total): total is 0 while it is not known.
@@ -70,10 +73,10 @@ class Run:
 
     waiting is told in a sentence whom a lock, or what an interruption, waits for, and waited, once that lock
     is there, of which path it is and how many seconds it took; output is told what a hook has printed; now
-    gives ns since the epoch; index_dir is where it is remembered what stores came to, empty for a run that
-    walks all of them, and reconcile how long (ns) that may stand for a walk; effort is how hard a removal
-    may press the host; shared_lock makes the lock that several machines see, from the path of a store; admit
-    raises, once the writer lock is had, where work may not begin any more (a BesomError).
+    gives ns since the epoch; memory makes what is remembered of a store, None for a run that walks all of
+    them, index_dir is where that is, and reconcile how long (ns) it may stand for a walk; effort is how hard
+    a removal may press the host; shared_lock makes the lock that several machines see, from the path of a
+    store; admit raises, once the writer lock is had, where work may not begin any more (a BesomError).
     """
 
     dry_run: bool = False
@@ -86,6 +89,7 @@ class Run:
     output: Callable[[str, str], None] = unread
     now: Callable[[], int] = time.time_ns
     forecast: Forecast = field(default_factory=Forecast)
+    memory: Callable[[Store, Root, Run], Memory] | None = None
     index_dir: str = ""
     reconcile: int = 0
     effort: Effort = field(default_factory=Effort)

@@ -11,6 +11,7 @@ import os
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Callable
@@ -61,6 +62,11 @@ class Chunk:
         self.victims = bytearray(len(self))
         self._pack(self.open_names)
         self.open_names = []
+        # Half the room, where they are small.
+        with suppress(OverflowError):
+            small = array("I", self.bytes)
+            self.freed = small if self.freed is self.bytes else self.freed
+            self.bytes = small
 
     def _pack(self, names: Iterable[str]) -> None:
         # NUL is the one byte that no name contains.
@@ -85,6 +91,10 @@ class Chunk:
 
     def set_bytes(self, position: int, size: int, freed: int) -> None:
         """Set what goes with an entry; position may be one past the end, to append."""
+        if self.bytes.typecode != "Q":
+            wide = array("Q", self.bytes)
+            self.freed = wide if self.freed is self.bytes else self.freed
+            self.bytes = wide
         if freed != size and self.freed is self.bytes:
             self.freed = self.bytes[:]
         self.bytes[position : position + 1] = array("Q", [size])

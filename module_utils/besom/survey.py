@@ -13,14 +13,13 @@ import stat
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 from time import time_ns
 from typing import Any
 
 from .index import LINKS, NEVER, Index, IndexFile
-from .inventory import YOUNGEST, Inventory, Reading
+from .inventory import YOUNGEST, Inventory, Looked, Reading
 from .layouts import read_store
 from .locks import LockTable
 from .policy import Store
@@ -294,20 +293,8 @@ class Survey:
         file.save(index)
 
 
-@dataclass
-class Looked:
-    """A store that was read as far as it has changed.
-
-    found has the sums of all of it, but entries, kept and anomalies only of the directories that were read:
-    in the others there is nothing to keep. oldest_unread: the oldest key (ns) in those.
-    """
-
-    found: Inventory
-    oldest_unread: int
-
-
 class Memory:
-    """What is remembered of the store open as root, where its run has a place for that."""
+    """What is remembered of the store open as root, in the place that its run has for that."""
 
     def __init__(self, store: Store, root: Root, run: Run) -> None:
         self._store, self._root, self._run = store, root, run

@@ -1,8 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""As many processes as pay: twice as many while the work gets on faster for it, and back where it does not.
+"""As many at work as pay: twice as many while that gets on faster, and back where it does not.
 
-What waits for a disk waits side by side. They are forked, because threads of one Python that make one short
-system call after the other hand its lock to and fro, which takes longer than the calls.
+What waits for a disk waits side by side, in threads; but one Python computes in one thread at a time, so
+there are as many forked processes as processors first. A process that is alone at its jobs has no thread
+beside the one that works: where nothing waits, two of them hand the interpreter to and fro, which takes
+longer than the calls.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import gc
 import mmap
 import os
 import pickle
+import queue
 import select
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -38,18 +42,18 @@ _LEAST = 50
 _GAIN = 1.1
 _REST, _LONGEST_REST = 5, 80
 _TELL_MS = 20
-# Jobs that one process has at a time, the one at hand among them.
-_AHEAD = 2
+# Jobs that one process has beside those at hand.
+_AHEAD = 1
 # Room for them, F_SETPIPE_SZ of fcntl(2): who gives one out should not wait for who takes it.
 _SET_SIZE, _SIZE = 1031, 1 << 18
 # For the process that began the work, wherever they are sent: to its group, or to all of a service.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-# What a process tells: one job is done; its result follows.
-_DONE, _RESULT = b".", b"="
+# What a process tells: one job is done; it has failed, and waits for the end of its jobs; its result follows.
+_DONE, _FAILED, _RESULT = b".", b"!", b"="
 
 
 class Pace:
-    """How many processes there should be, from what they get done in a second."""
+    """How many should be at work, from what they get done in a second."""
 
     def __init__(self, most: int) -> None:
         self.size = self._least = min(_FIRST, most)
@@ -61,7 +65,7 @@ class Pace:
         self._doubted = False
 
     def observe(self, rate: float) -> int:
-        """Take note of a rate that was reached by size processes; returns how many there should be now."""
+        """Take note of a rate that was reached by so many; returns how many there should be now."""
         if self._resting:
             self._resting -= 1
         elif rate < self._before * _GAIN and not self._doubted:
@@ -79,7 +83,7 @@ class Pace:
 
 
 class Worker(Protocol[_Given_contra, _Found_co]):
-    """Who does the jobs that one process is given."""
+    """Who does jobs, one after the other."""
 
     def work(self, job: _Given_contra) -> None:
         """Do a job, or what a shutdown leaves of it."""
@@ -88,7 +92,7 @@ class Worker(Protocol[_Given_contra, _Found_co]):
         """What came of all jobs; the last that is asked for."""
 
 
-# The number of what is done so far, to be counted up by the worker; what stops it; the process that it
+# The number of what is done so far, to be counted up by the worker; what stops it; the process that its own
 # works for, without which it stops as well, 0 where that is its own.
 Hire = Callable[["memoryview[int]", Shutdown, int], "Worker[Job, Result]"]
 
@@ -96,13 +100,13 @@ Hire = Callable[["memoryview[int]", Shutdown, int], "Worker[Job, Result]"]
 @dataclass
 class _Process:
     pid: int
-    # Of its number of what is done.
-    slot: int
     # -1: it gets no more.
     jobs: int
     news: int
-    # Jobs that it has, and what it has sent of its result, once that began.
+    # Jobs that it may be at at a time, and those that it has.
+    share: int = 0
     given: int = 0
+    # What it has sent of its results, once that began.
     result: bytearray | None = None
 
     def dismiss(self) -> None:
@@ -133,14 +137,79 @@ class _Stop(Shutdown):
         self._flag[0] = signum
 
 
-class Workers(Generic[Job, Result]):
-    """Does each job that is added in as many forked processes as pay, and at most most; a context manager.
+class _Hands(Generic[Job, Result]):
+    """The threads of one process, as many as it may be at jobs at a time, each with a worker of its own."""
 
-    hire makes the worker, in the process that works. That is this one with most = 1, where no process can
-    be started, and for a job that stays the only one. tell is called now and then by who adds. A shutdown is
-    passed on to all; signals to one of them say nothing. What a job raises ends all: add() or
-    finish() raises it again, an OSError as BesomError, which is raised as well where a process was killed.
-    Two at work in one process do not end before each other.
+    def __init__(
+        self, hire: Callable[[int], Worker[Job, Result]], done: Callable[[], None], failed: Callable[[], None]
+    ) -> None:
+        """hire makes the worker of a thread, by its number; done is called after each job, failed once."""
+        self._hire, self._done, self._failed = hire, done, failed
+        self._workers: list[Worker[Job, Result]] = []
+        self._threads: list[threading.Thread] = []
+        self._todo: queue.SimpleQueue[tuple[Job] | None] = queue.SimpleQueue()
+        self._busy, self._fewer = 0, threading.Condition()
+        self._error: BaseException | None = None
+
+    def give(self, job: Job, most: int) -> None:
+        """Have a job done, as soon as less than most are being done."""
+        with self._fewer:
+            self._fewer.wait_for(lambda: self._busy < most or self._error)
+            self._busy += 1
+        if self._busy > len(self._threads):
+            self._start()
+        self._todo.put((job,))
+
+    def _start(self) -> None:
+        """Start a thread, or do with those that are there. Raises BesomError where there can be none."""
+        worker = self._hire(len(self._threads))
+        thread = threading.Thread(target=self._run, args=(worker,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # This user may have no more of them, as a rule.
+            if not self._threads:
+                raise BesomError(
+                    "No thread can be started; raise the limit of processes (ulimit -u)."
+                ) from None
+            return
+        self._workers.append(worker)
+        self._threads.append(thread)
+
+    def _run(self, worker: Worker[Job, Result]) -> None:
+        try:
+            while (todo := self._todo.get()) is not None:
+                worker.work(*todo)
+                self._done()
+                with self._fewer:
+                    self._busy -= 1
+                    self._fewer.notify()
+        except BaseException as error:  # noqa: BLE001  # raised again by finish()
+            with self._fewer:
+                first, self._error = self._error is None, self._error or error
+                self._fewer.notify()
+            if first:
+                self._failed()
+
+    def finish(self) -> list[Result]:
+        """The result of each, once all jobs are done. Raises the first error of any."""
+        for _thread in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        return [worker.result() for worker in self._workers]
+
+
+class Workers(Generic[Job, Result]):
+    """Does each job that is added, as many at a time as pay, and at most most; a context manager.
+
+    They are done in forked processes, but here with most = 1, where no process can be started, and if there
+    is one alone. hire makes a worker, in the process and for the thread that works. tell is called now and
+    then by who adds. A shutdown is passed on to all; signals to one of them say nothing. What a job raises
+    ends all: add() or finish() raises it again, an OSError as BesomError, which is raised as well where a
+    process was killed.
     """
 
     def __init__(
@@ -148,10 +217,12 @@ class Workers(Generic[Job, Result]):
     ) -> None:
         self._hire, self._tell, self._shutdown, self._most = hire, tell, shutdown, most
         self._pace = Pace(most)
-        # Seen by all processes: what each has done, the first of them this one.
-        self._counts = memoryview(mmap.mmap(-1, 8 * (most + 1))).cast("q")
-        self._free, self._settled = list(range(most, 0, -1)), 0
+        self._processors = min(most, len(os.sched_getaffinity(0)))
+        # Of one process, and seen by all: what each of its threads has done. The first number is of this one.
+        self._most_each = -(-most // self._processors)
+        self._counts = memoryview(mmap.mmap(-1, 8 * (1 + self._processors * self._most_each))).cast("q")
         self._processes: list[_Process] = []
+        self._started = 0
         self._poll = select.poll()
         self._first: Job | None = None
         self._here: Worker[Job, Result] | None = None
@@ -162,7 +233,7 @@ class Workers(Generic[Job, Result]):
     @property
     def done(self) -> int:
         """How much of all jobs is done so far."""
-        return self._settled + sum(self._counts)
+        return sum(self._counts)
 
     def add(self, job: Job) -> None:
         """Have job done; waits while many others are to be done before it."""
@@ -182,7 +253,7 @@ class Workers(Generic[Job, Result]):
         if self._first is not None:
             self._do_here(self._first)
             self._first = None
-        self._dismiss(0)
+        self._dismiss()
         while self._processes:
             self._wait()
         if self._here is not None:
@@ -199,25 +270,27 @@ class Workers(Generic[Job, Result]):
 
     def _give(self, job: Job) -> None:
         """Give a job to a process that has room for it, or do it here if there is none at all."""
-        open_ = self._open()
-        if not open_:
+        if not self._processes:
             self._do_here(job)
             return
         # Those that wait for jobs are slow by no fault of theirs.
-        waited = all(process.given for process in open_)
-        while (chosen := min(self._open(), key=lambda process: process.given)).given >= _AHEAD:
+        waited = all(process.given >= process.share for process in self._processes)
+        while not self._stop.signum:
+            chosen = min(self._processes, key=lambda process: process.given - process.share)
+            if chosen.given - chosen.share < _AHEAD:
+                chosen.given += 1
+                self._send(chosen, memoryview(pickle.dumps((job, chosen.share), 5)))
+                break
             self._wait()
-        if not self._stop.signum:
-            chosen.given += 1
-            self._send(chosen.jobs, memoryview(pickle.dumps(job, 5)))
         self._hear(0)
         self._observe(waited)
 
-    def _send(self, jobs: int, data: memoryview) -> None:
+    def _send(self, process: _Process, data: memoryview) -> None:
         """Write a job to a pipe, which may not have room for all of it at once."""
+        jobs = process.jobs
         self._poll.register(jobs, select.POLLOUT)
         try:
-            while data:
+            while data and process.jobs >= 0:
                 with suppress(BlockingIOError):
                     data = data[os.write(jobs, data) :]
                     continue
@@ -226,9 +299,6 @@ class Workers(Generic[Job, Result]):
             pass  # why, comes with its news
         finally:
             self._poll.unregister(jobs)
-
-    def _open(self) -> list[_Process]:
-        return [process for process in self._processes if process.jobs >= 0]
 
     def _observe(self, waited: bool) -> None:
         now = time.monotonic()
@@ -241,7 +311,6 @@ class Workers(Generic[Job, Result]):
         if waited and not self._stop.signum:
             self._pace.observe((done - self._before) / (now - self._since))
             self._start()
-            self._dismiss(self._pace.size)
         self._since, self._before = now, done
 
     def _wait(self) -> None:
@@ -252,14 +321,19 @@ class Workers(Generic[Job, Result]):
         self._tell()
 
     def _start(self) -> None:
-        """Start processes until there are as many as there should be, or can be."""
-        while len(self._open()) < self._pace.size and self._free:
+        """Start processes until there are as many as there should be, or can be; share the work out."""
+        size = self._pace.size
+        while self._started < min(size, self._processors):
             try:
                 process = self._fork()
             except OSError:  # this user may have no more of them, or of files
                 break
+            self._started += 1
             self._processes.append(process)
             self._poll.register(process.news, select.POLLIN)
+        for number, process in enumerate(self._processes):
+            share = size // len(self._processes) + (number < size % len(self._processes))
+            process.share = min(max(share, 1), self._most_each)
         self._since, self._before = time.monotonic(), self.done
 
     def _fork(self) -> _Process:
@@ -284,7 +358,7 @@ class Workers(Generic[Job, Result]):
         os.close(jobs)
         os.close(to_news)
         os.set_blocking(to_jobs, False)
-        return _Process(pid, self._free.pop(), to_jobs, news)
+        return _Process(pid, to_jobs, news)
 
     def _serve(self, source: int, sink: int, others: Sequence[int], parent: int) -> None:
         """Do the jobs that come from source, in the child, and end."""
@@ -293,21 +367,11 @@ class Workers(Generic[Job, Result]):
             gc.disable()
             signal.set_wakeup_fd(-1)
             # Held on to here, the others would never see the end of their jobs.
-            for fd in (*others, *(process.jobs for process in self._open())):
+            for fd in (*others, *(process.jobs for process in self._processes if process.jobs >= 0)):
                 os.close(fd)
-            slot = self._free[-1]
             result: Any
             try:
-                worker = self._hire(self._counts[slot : slot + 1], self._stop, parent)
-                with os.fdopen(source, "rb", closefd=False) as jobs:
-                    while True:
-                        try:
-                            job = pickle.load(jobs)  # noqa: S301  # from the process that this was forked from
-                        except EOFError:
-                            break
-                        worker.work(job)
-                        os.write(sink, _DONE)
-                result = worker.result()
+                result = self._do_jobs(source, sink, parent)
             except (OSError, BesomError) as error:
                 result = _Failed(BesomError(str(error)))
             except MemoryError as error:
@@ -321,9 +385,30 @@ class Workers(Generic[Job, Result]):
             # Never back into the parent's program, whose clean-up is not this process's to do.
             os._exit(0)
 
-    def _dismiss(self, most: int) -> None:
-        """Give no more jobs to any but so many."""
-        for process in self._open()[most:]:
+    def _do_jobs(self, source: int, sink: int, parent: int) -> list[Result]:
+        """Do the jobs that come from source, and tell of each by sink; returns what came of all."""
+        first = 1 + self._started * self._most_each
+
+        def hire(number: int) -> Worker[Job, Result]:
+            return self._hire(self._counts[first + number : first + number + 1], self._stop, parent)
+
+        def done() -> None:
+            os.write(sink, _DONE)
+
+        def failed() -> None:
+            self._stop.request()
+            os.write(sink, _FAILED)
+
+        hands: _Hands[Job, Result] = _Hands(hire, done, failed)
+        with os.fdopen(source, "rb", closefd=False) as jobs, suppress(EOFError):
+            while True:
+                job, most = pickle.load(jobs)  # noqa: S301  # from the process that this was forked from
+                hands.give(job, most)
+        return hands.finish()
+
+    def _dismiss(self) -> None:
+        """Give no more jobs to any."""
+        for process in self._processes:
             process.dismiss()
 
     def _hear(self, timeout_ms: int) -> None:
@@ -338,7 +423,9 @@ class Workers(Generic[Job, Result]):
                 continue
             if process.result is None:
                 told, follows, news = news.partition(_RESULT)
-                process.given -= len(told)
+                process.given -= told.count(_DONE)
+                if _FAILED in told:
+                    process.dismiss()
                 process.result = bytearray() if follows else None
             if process.result is not None:
                 process.result += news
@@ -352,16 +439,13 @@ class Workers(Generic[Job, Result]):
         with suppress(ChildProcessError):  # SIGCHLD is ignored here: the kernel has reaped it
             status = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
             how = f"was ended by signal {-status}" if status < 0 else how
-        self._settled += self._counts[process.slot]
-        self._counts[process.slot] = 0
-        self._free.append(process.slot)
         try:
             result = pickle.loads(process.result or b"")  # noqa: S301  # from a fork of this process
         except (EOFError, pickle.UnpicklingError):
             raise BesomError(f"A process of this run (PID {process.pid}) {how}; {STOPPED}.") from None
         if isinstance(result, _Failed):
             raise result.error
-        self._results.append(result)
+        self._results += result
 
     def __enter__(self) -> Workers[Job, Result]:
         return self
@@ -369,7 +453,7 @@ class Workers(Generic[Job, Result]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._dismiss(0)
+        self._dismiss()
         self._stop.request()
         while self._processes:
             # The first error is the one that counts.

@@ -98,7 +98,7 @@ def _policy(parser: argparse.ArgumentParser) -> None:
 def _removal(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how hard to press the host")
     group.add_argument(
-        "--workers", metavar="N|auto", help="remove files by at most N processes (auto: as many as pay)"
+        "--workers", metavar="N|auto", help="remove at most N entries at a time (auto: as many as pay)"
     )
     group.add_argument("--max-rate", metavar="N", help="remove at most N entries in a second")
     group.add_argument("--io-class", choices=IO_CLASSES, help="behind whose I/O (default: nobody's)")

@@ -12,8 +12,9 @@ from typing import Any, Callable
 
 from besom.drain_flag import refuse_new_work
 from besom.errors import UsageError
-from besom.fetch import check_url, plain_opener
+from besom.fetch import check_url
 from besom.housekeep import Outcome, check_roots, perform
+from besom.opener import plain_opener
 from besom.policy import DEFAULT_OLDER_THAN, LAYOUTS, POLICY_KEYS, Store, Temps, read_store, read_temps
 from besom.prune import Request, orphans_of, prune
 from besom.report import Report

@@ -110,6 +110,10 @@ class Config:
 
     def remember(self, run: Run) -> Run:
         """The run, remembering what stores came to, for as long as this says."""
+        # For those only that are to remember.
+        from besom.survey import Memory
+
+        run.memory = Memory
         run.index_dir, run.reconcile = self.state_dir, int(self.reconcile * 1e9)
         return run
 

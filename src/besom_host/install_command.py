@@ -12,9 +12,9 @@ from besom.artifacts import read_access
 from besom.drain_flag import refuse_new_work
 from besom.errors import UsageError
 from besom.extract import Limits
-from besom.fetch import plain_opener
 from besom.housekeep import Outcome, perform
 from besom.install import InstallReport, InstallRequest, install
+from besom.opener import plain_opener
 from besom.shutdown import Shutdown
 from besom.transfer import Source, read_checksum, read_headers, read_source
 from besom.units import Share, format_size, parse_count, parse_duration, parse_factor, parse_size

@@ -19,6 +19,9 @@ def main() -> int:
         print("besom: Interrupted. Nothing was begun; run it again.", file=sys.stderr)
         return 130
 
+    # In a zipapp, what is imported after it is compiled once, not twice.
+    import besom  # noqa: F401
+
     from .cli import main as command_line
 
     try:

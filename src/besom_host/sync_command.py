@@ -9,8 +9,8 @@ from argparse import Namespace
 from functools import partial
 
 from besom.drain_flag import refuse_new_work
-from besom.fetch import plain_opener
 from besom.housekeep import Outcome, perform
+from besom.opener import plain_opener
 from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.sync import SyncReport, SyncRequest, sync

@@ -29,10 +29,10 @@ from besom.crew import Crew
 from besom.durable import write_durably
 from besom.durable_tree import remove_orphans, tree_draft
 from besom.errors import BesomError
-from besom.fetch import plain_opener
 from besom.housekeep import perform
 from besom.install import InstallRequest, install
 from besom.installed import MARK
+from besom.opener import plain_opener
 from besom.origin import digest_of
 from besom.policy import read_store, read_temps
 from besom.prune import Request, prune

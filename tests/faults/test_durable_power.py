@@ -16,8 +16,8 @@ from besom import durable_tree
 from besom.artifacts import read_artifacts
 from besom.durable import draft, sync_directory, write_durably
 from besom.durable_tree import remove_orphans, tree_draft
-from besom.fetch import plain_opener
 from besom.install import InstallRequest, install
+from besom.opener import plain_opener
 from besom.root import Root
 from besom.run import Run
 from besom.sync import SyncRequest, sync

@@ -27,8 +27,8 @@ from besom import durable_tree
 from besom.artifacts import read_artifacts
 from besom.durable import write_durably
 from besom.durable_tree import remove_orphans, tree_draft
-from besom.fetch import plain_opener
 from besom.install import InstallRequest, install
+from besom.opener import plain_opener
 from besom.policy import read_store
 from besom.prune import Request, prune
 from besom.report import Report

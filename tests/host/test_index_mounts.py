@@ -16,6 +16,7 @@ from besom.policy import Policy, Store
 from besom.prune import Request, prune
 from besom.report import INDEX, WALK, Report
 from besom.run import Run
+from besom.survey import Memory
 
 pytestmark = pytest.mark.root
 HOUR_NS = 3600 * 10**9
@@ -62,7 +63,7 @@ def test_a_change_is_seen_without_a_walk(
         return prune(Request(store), Run(**options))  # type: ignore[arg-type]
 
     def cycle() -> Report:
-        return look(index_dir=str(state), reconcile=24 * HOUR_NS)
+        return look(memory=Memory, index_dir=str(state), reconcile=24 * HOUR_NS)
 
     assert cycle().measured == WALK
     assert cycle().measured == INDEX

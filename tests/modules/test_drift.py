@@ -19,8 +19,9 @@ from typing import Any, Callable
 import pytest
 import yaml
 
-from besom import fetch, install, policy, preflight, transfer, units
+from besom import install, policy, preflight, transfer, units
 from besom.extract import Limits
+from besom.opener import DEFAULT_TIMEOUT, plain_opener
 from besom.run import Run
 
 from ..host.mirror import Mirror, serve
@@ -118,7 +119,7 @@ def test_the_modules_have_the_choices_and_defaults_of_the_engine(constants: Any)
     assert constants.TEMPS["pattern"]["default"] == [policy.DEFAULT_PATTERN]
     assert constants.TEMPS["older_than"]["default"] == policy.DEFAULT_OLDER_THAN
     assert constants.GATE["expand"]["default"] == preflight.DEFAULT_EXPAND
-    assert constants.GATE["timeout"]["default"] == fetch.DEFAULT_TIMEOUT
+    assert constants.GATE["timeout"]["default"] == DEFAULT_TIMEOUT
 
 
 def test_what_a_target_lacks_for_a_shared_store_is_said_before_any_work(
@@ -200,7 +201,7 @@ def upgrade(play: Play) -> Iterator[dict[str, Any]]:
                 archive.addfile(tarfile.TarInfo(version))
             mirror.add(f"/{version}.tar", stream.getvalue())
         source = transfer.read_source(f"{mirror.url}/1.tar")
-        opener = fetch.plain_opener(redirects=False)
+        opener = plain_opener(redirects=False)
         install.install(install.InstallRequest(str(into), "app", source), Run(), opener)
         yield {"url": f"{mirror.url}/2.tar", "into": "{here}/opt", "name": "app"}
 

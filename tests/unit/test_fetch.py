@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from besom.errors import UsageError
-from besom.fetch import check_url, content_length, plain_opener, redact
+from besom.fetch import check_url, content_length, redact
+from besom.opener import plain_opener
 
 SIZE = 123_456
 

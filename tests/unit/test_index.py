@@ -25,6 +25,7 @@ from besom.policy import Policy, Store
 from besom.prune import Request, prune
 from besom.report import Report, combine
 from besom.run import Run
+from besom.survey import Memory
 
 DAY = 86400 * 10**9
 HOUR = 3600 * 10**9
@@ -49,7 +50,7 @@ class Keeper:
         state.mkdir(mode=0o700, exist_ok=True)
 
     def run(self, **options: Any) -> Run:
-        return Run(now=lambda: self.now, lock_timeout=0.0, **options)
+        return Run(now=lambda: self.now, lock_timeout=0.0, memory=Memory, **options)
 
     def walk(self) -> Report:
         return prune(Request(self.store), self.run(dry_run=True))
@@ -629,7 +630,7 @@ from besom.run import Run
 
 besom.survey.time_ns = lambda: time.time_ns() + 3600 * 10**9
 store = Store(sys.argv[1], "files", Policy.from_mapping({"max_size": "1G"}))
-report = prune(Request(store), Run(index_dir=sys.argv[2], reconcile=10**15))
+report = prune(Request(store), Run(memory=besom.survey.Memory, index_dir=sys.argv[2], reconcile=10**15))
 print(report.measured, report.entries_before)
 """
 

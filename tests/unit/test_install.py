@@ -22,9 +22,9 @@ from tests.host.mirror import File, Mirror, Status, serve, stalled
 
 from besom.archive import BadArchive
 from besom.errors import BesomError, Interrupted, LockHeld, MissingPath, NoSpace, UsageError
-from besom.fetch import plain_opener
 from besom.install import InstallReport, InstallRequest, install
 from besom.installed import MARK
+from besom.opener import plain_opener
 from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.transfer import read_checksum, read_source

@@ -22,8 +22,8 @@ from besom.artifacts import read_artifacts
 from besom.claim import Listings
 from besom.durable import Draft, draft, list_parts
 from besom.errors import LockHeld, NoSpace, UsageError
-from besom.fetch import plain_opener
 from besom.housekeep import Outcome
+from besom.opener import plain_opener
 from besom.preflight import Need, Verdict
 from besom.run import Forecast, Run
 from besom.shutdown import Shutdown

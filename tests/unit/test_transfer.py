@@ -20,7 +20,7 @@ from tests.host.mirror import Mirror, Status, reset, serve, stalled, then, trunc
 from besom.cutoff import Cut, Cutoff
 from besom.durable import Draft, adopt, draft, parts_of
 from besom.errors import BesomError, UsageError
-from besom.fetch import plain_opener
+from besom.opener import plain_opener
 from besom.origin import Origin, digest_of, read_origin, write_origin
 from besom.transfer import (
     Source,
