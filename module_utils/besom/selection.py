@@ -144,8 +144,7 @@ def choose(chunks: list[Chunk], goals: Goals) -> Goals:
     can be left out at the young end without missing a goal.
     """
     for chunk in chunks:
-        for i, key in enumerate(chunk.key):
-            chunk.victims[i] = key < goals.before
+        chunk.victims = bytearray(map(goals.before.__gt__, chunk.key))
         goals = goals.less(*_tally(chunk))
     if goals.reached(0, 0, 0):
         return goals

@@ -42,8 +42,8 @@ _LEAST = 50
 _GAIN = 1.1
 _REST, _LONGEST_REST = 5, 80
 _TELL_MS = 20
-# Jobs that one process has beside those at hand.
-_AHEAD = 1
+# Jobs that one process has beside those at hand: enough that nobody waits for somebody else at every turn.
+_AHEAD = 5
 # Room for them, F_SETPIPE_SZ of fcntl(2): who gives one out should not wait for who takes it.
 _SET_SIZE, _SIZE = 1031, 1 << 18
 # For the process that began the work, wherever they are sent: to its group, or to all of a service.
