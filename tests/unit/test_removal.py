@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from besom import inventory, prune, tree_removal
+from besom import inventory, prune, tree_removal, workers
 from besom.effort import Effort
 from besom.errors import BesomError
 from besom.run import Run
@@ -26,11 +26,18 @@ from besom.shutdown import Shutdown
 from besom.workers import Pace
 
 
-@pytest.fixture
-def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even a small store is worth several processes, with a few files each."""
+@pytest.fixture(params=["processes", "threads"])
+def several(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Even a small store is worth several, with a few files each: the number of processes at least."""
     monkeypatch.setattr(inventory, "CHUNK", 2)
     monkeypatch.setattr(tree_removal, "_INODES", 8)
+    if request.param == "processes":
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})
+        return 2
+    # One computes, and waits for the disk as often as it pays.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    monkeypatch.setattr(workers, "_FIRST", 4)
+    return 1
 
 
 def deep_store(area: Any) -> None:
@@ -58,10 +65,14 @@ def parts(report: Any) -> dict[str, Any]:
     return {name: found[name] for name in (*names, "kept_total", "anomalies_total")}
 
 
-@pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
-def test_what_several_processes_leave_is_what_one_leaves(
-    area: Any, make_area: Callable[[str], Any], make_run: Callable[..., Run], request_for: Any, limits: Any
+def test_what_several_leave_is_what_one_leaves(
+    area: Any,
+    make_area: Callable[[str], Any],
+    make_run: Callable[..., Run],
+    request_for: Any,
+    limits: Any,
+    several: int,
 ) -> None:
     other = make_area("other")
     deep_store(area)
@@ -72,7 +83,7 @@ def test_what_several_processes_leave_is_what_one_leaves(
         make_run(progress=lambda *_: seen.update(working())),
     )
     alone = prune.prune(request_for(other, **limits), make_run(effort=Effort(workers=1)))
-    assert len(seen) >= 2
+    assert len(seen) >= several
     assert (
         everything(area)
         == everything(other)
@@ -188,7 +199,8 @@ def test_what_a_process_dies_of_is_told_and_the_next_run_converges(
             pruned(area, **limits)
     assert not working()
     gone = 54 - len([name for name in everything(area) if name[-1].isdigit()])
-    assert 9 <= gone < 54
+    # Three others may have been at one.
+    assert 6 <= gone < 54
     assert pruned(area, **limits).removed.entries >= 54 - gone
     assert "a/a/empty" in everything(area)
     assert len([name for name in everything(area) if name[-1].isdigit()]) == 0
@@ -395,15 +407,15 @@ def many_trees(area: Any) -> None:
     area.tree("young", 0, {"file": 4096})
 
 
-@pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
-def test_of_trees_what_several_processes_leave_is_what_one_leaves(
+def test_of_trees_what_several_leave_is_what_one_leaves(
     area: Any,
     make_area: Callable[[str], Any],
     make_run: Callable[..., Run],
     request_for: Any,
     hold: Callable[..., Any],
     limits: Any,
+    several: int,
 ) -> None:
     other = make_area("other")
     seen: set[int] = set()
@@ -420,7 +432,7 @@ def test_of_trees_what_several_processes_leave_is_what_one_leaves(
         assert set(os.listdir(store.path)) == {"03", "07", "young"}
         assert {os.path.basename(item["path"]) for item in reports[-1].kept.items} == {"03", "2"}
         assert not {"03", "07"} & {os.path.basename(item["path"]) for item in reports[-1].victims.items}
-    assert len(seen - held) >= 2
+    assert len(seen - held) >= several
     assert parts(reports[0]) == parts(reports[1])
     assert reports[0].removed.entries == 38
     assert working() == held
@@ -472,7 +484,7 @@ def test_a_tree_that_a_killed_process_was_at_is_finished_by_the_next_run(
     area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many_trees(area)
-    alone, left = os.getpid(), iter(range(9))
+    alone, left = os.getpid(), iter(range(40))
 
     def meet_fate() -> None:
         assert os.getpid() != alone
