@@ -6,7 +6,7 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 # Of the zip that this was imported from, if it was.
-_archive = getattr(__spec__.loader, "archive", "")
+_archive = getattr(getattr(__spec__, "loader", None), "archive", "")
 if _archive:
     from .zipped import compile_once
 

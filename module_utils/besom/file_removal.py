@@ -180,7 +180,7 @@ class FileRemover(Remover[_Victims]):
 
 
 class _Hand:
-    """Removes victims, in one process; done, shutdown and parent as workers.Hire has them."""
+    """Removes victims, in one thread; done, shutdown and parent as workers.Hire has them."""
 
     def __init__(self, remover: FileRemover, done: memoryview[int], shutdown: Shutdown, parent: int) -> None:
         self.all, self.done, self.shutdown, self.parent = remover, done, shutdown, parent

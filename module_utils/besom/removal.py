@@ -82,21 +82,22 @@ class Removed:
 
 
 class Remover(Generic[Job]):
-    """Has entries of an inventory removed, by as many processes as pay.
+    """Has entries of an inventory removed, as many at a time as pay.
 
     total tells how many there are, as far as that is known. A context manager; a shutdown of the run ends it
     between two entries.
     """
 
     def __init__(self, found: Inventory, run: Run, total: Callable[[], int], most: int) -> None:
-        """most: processes at a time."""
+        """most: entries at a time."""
         self.found, self.run, self._total = found, run, total
         # Who has a rate to keep needs no company, and would have to agree with it.
         most = 1 if run.effort.max_rate else most
+        self.alone = most == 1
         self._workers: Workers[Job, Removed] = Workers(self.hire, self._tell, run.shutdown, most)
 
     def hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> Worker[Job, Removed]:
-        """Who removes, in one process; parameters as workers.Hire has them."""
+        """Who removes, in one thread; parameters as workers.Hire has them."""
         raise NotImplementedError
 
     def give(self, job: Job) -> None:

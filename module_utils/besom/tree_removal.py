@@ -42,7 +42,7 @@ class TreeRemover(Remover[list[Row]]):
                     return
                 rows.append(row)
                 inodes += row[2]
-                if inodes >= _INODES:
+                if self.alone or inodes >= _INODES:
                     self.give(rows)
                     rows, inodes = [], 0
         if rows:
@@ -53,7 +53,7 @@ class TreeRemover(Remover[list[Row]]):
 
 
 class _Hand:
-    """Removes trees, in one process; done, shutdown and parent as workers.Hire has them."""
+    """Removes trees, in one thread; done, shutdown and parent as workers.Hire has them."""
 
     def __init__(self, remover: TreeRemover, done: memoryview[int], shutdown: Shutdown, parent: int) -> None:
         self._listed, self._done, self._shutdown, self._parent = remover.listed, done, shutdown, parent

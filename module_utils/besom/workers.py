@@ -14,6 +14,7 @@ import mmap
 import os
 import pickle
 import queue
+import resource
 import select
 import signal
 import threading
@@ -149,54 +150,64 @@ class _Hands(Generic[Job, Result]):
         self._threads: list[threading.Thread] = []
         self._todo: queue.SimpleQueue[tuple[Job] | None] = queue.SimpleQueue()
         self._busy, self._fewer = 0, threading.Condition()
+        self._refused = False
         self._error: BaseException | None = None
 
     def give(self, job: Job, most: int) -> None:
-        """Have a job done, as soon as less than most are being done."""
+        """Have a job done, as soon as less than most are being done; none after an error."""
         with self._fewer:
             self._fewer.wait_for(lambda: self._busy < most or self._error)
+            if self._error is not None:
+                return
             self._busy += 1
-        if self._busy > len(self._threads):
+        if self._busy > len(self._threads) and not self._refused:
             self._start()
-        self._todo.put((job,))
+        if self._threads:
+            self._todo.put((job,))
+        else:
+            self._do(self._workers[0], job)
 
     def _start(self) -> None:
-        """Start a thread, or do with those that are there. Raises BesomError where there can be none."""
+        """Start a thread, or do with those that are there; without any the work is done by who gives it."""
         worker = self._hire(len(self._threads))
         thread = threading.Thread(target=self._run, args=(worker,), daemon=True)
         try:
             thread.start()
-        except RuntimeError:
-            # This user may have no more of them, as a rule.
-            if not self._threads:
-                raise BesomError(
-                    "No thread can be started; raise the limit of processes (ulimit -u)."
-                ) from None
-            return
+        except RuntimeError:  # this user may have no more of them
+            self._refused = True
+            if self._threads:
+                return
+        else:
+            self._threads.append(thread)
         self._workers.append(worker)
-        self._threads.append(thread)
+
+    def _do(self, worker: Worker[Job, Result], job: Job) -> None:
+        worker.work(job)
+        self._done()
+        with self._fewer:
+            self._busy -= 1
+            self._fewer.notify()
 
     def _run(self, worker: Worker[Job, Result]) -> None:
         try:
             while (todo := self._todo.get()) is not None:
-                worker.work(*todo)
-                self._done()
-                with self._fewer:
-                    self._busy -= 1
-                    self._fewer.notify()
-        except BaseException as error:  # noqa: BLE001  # raised again by finish()
+                self._do(worker, *todo)
+        except BaseException as error:  # noqa: BLE001  # raised again by results()
             with self._fewer:
                 first, self._error = self._error is None, self._error or error
                 self._fewer.notify()
             if first:
                 self._failed()
 
-    def finish(self) -> list[Result]:
-        """The result of each, once all jobs are done. Raises the first error of any."""
+    def wait(self) -> None:
+        """Wait until all that was begun is done; the last but results() that is called."""
         for _thread in self._threads:
             self._todo.put(None)
         for thread in self._threads:
             thread.join()
+
+    def results(self) -> list[Result]:
+        """What came of all jobs. Raises the first error of any."""
         if self._error is not None:
             raise self._error
         return [worker.result() for worker in self._workers]
@@ -276,7 +287,10 @@ class Workers(Generic[Job, Result]):
         # Those that wait for jobs are slow by no fault of theirs.
         waited = all(process.given >= process.share for process in self._processes)
         while not self._stop.signum:
-            chosen = min(self._processes, key=lambda process: process.given - process.share)
+            chosen = min(
+                (process for process in self._processes if process.share),
+                key=lambda process: process.given - process.share,
+            )
             if chosen.given - chosen.share < _AHEAD:
                 chosen.given += 1
                 self._send(chosen, memoryview(pickle.dumps((job, chosen.share), 5)))
@@ -333,7 +347,7 @@ class Workers(Generic[Job, Result]):
             self._poll.register(process.news, select.POLLIN)
         for number, process in enumerate(self._processes):
             share = size // len(self._processes) + (number < size % len(self._processes))
-            process.share = min(max(share, 1), self._most_each)
+            process.share = min(share, self._most_each)
         self._since, self._before = time.monotonic(), self.done
 
     def _fork(self) -> _Process:
@@ -366,6 +380,10 @@ class Workers(Generic[Job, Result]):
             # Of a page that is not touched there is one for all processes.
             gc.disable()
             signal.set_wakeup_fd(-1)
+            # What was one process's own is now for all of its threads.
+            with suppress(OSError, ValueError):
+                most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
             # Held on to here, the others would never see the end of their jobs.
             for fd in (*others, *(process.jobs for process in self._processes if process.jobs >= 0)):
                 os.close(fd)
@@ -397,14 +415,25 @@ class Workers(Generic[Job, Result]):
 
         def failed() -> None:
             self._stop.request()
-            os.write(sink, _FAILED)
+            # Where nobody listens any more, nobody is to be told.
+            with suppress(OSError):
+                os.write(sink, _FAILED)
 
         hands: _Hands[Job, Result] = _Hands(hire, done, failed)
-        with os.fdopen(source, "rb", closefd=False) as jobs, suppress(EOFError):
-            while True:
-                job, most = pickle.load(jobs)  # noqa: S301  # from the process that this was forked from
-                hands.give(job, most)
-        return hands.finish()
+        try:
+            with os.fdopen(source, "rb", closefd=False) as jobs:
+                while True:
+                    job, most = pickle.load(jobs)  # noqa: S301  # from the process that this was forked from
+                    hands.give(job, most)
+        except (EOFError, pickle.UnpicklingError):
+            pass  # there are no more, or nobody is to do this one
+        except BaseException:
+            self._stop.request()
+            raise
+        finally:
+            # Nothing is to be left in the middle.
+            hands.wait()
+        return hands.results()
 
     def _dismiss(self) -> None:
         """Give no more jobs to any."""

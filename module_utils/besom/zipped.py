@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 from zipimport import zipimporter
 
 
@@ -25,11 +26,14 @@ class _Importer(zipimporter):
 def compile_once(archive: str) -> None:
     """Import what is imported from this zip from now on so; of what else is on sys.path nothing changes."""
 
-    def importer(path: str) -> _Importer:
-        if not (path + "/").startswith(archive + "/"):
+    def is_inside(path: Any) -> bool:
+        return isinstance(path, str) and (path + "/").startswith(archive + "/")
+
+    def importer(path: Any) -> _Importer:
+        if not is_inside(path):
             raise ImportError(f"{path} is not in {archive}")
         return _Importer(path)
 
     sys.path_hooks.insert(0, importer)
-    for path in [path for path in sys.path_importer_cache if (path + "/").startswith(archive + "/")]:
+    for path in list(filter(is_inside, sys.path_importer_cache)):
         del sys.path_importer_cache[path]

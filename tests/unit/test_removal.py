@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -500,6 +501,146 @@ def test_a_tree_that_a_killed_process_was_at_is_finished_by_the_next_run(
     assert all(len(everything(area, name)) == 8 for name in os.listdir(area.path) if name.isdigit())
     assert not pruned(area, "trees", max_age="1d").failures.total
     assert os.listdir(area.path) == ["young"]
+
+
+class Errand:
+    """A worker that notes what it began and ended, and does what it is told in between."""
+
+    def __init__(self, done: Any, path: Path) -> None:
+        self.done, self.path = done, path
+
+    def work(self, job: tuple[str, Callable[[], None]]) -> None:
+        name, act = job
+        self.note(f"begun {name}")
+        act()
+        self.note(f"ended {name}")
+        self.done[0] += 1
+
+    def note(self, text: str) -> None:
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(f"{text}\n")
+
+    def result(self) -> str:
+        return "well"
+
+
+def nap() -> None:
+    time.sleep(0.1)
+
+
+def fail() -> None:
+    raise OSError("the real reason")
+
+
+def many_words(_word: str) -> None:
+    """Whose argument is more than a pipe holds."""
+
+
+@pytest.fixture
+def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., workers.Workers[Any, str]]:
+    """crew(hire=...): four threads in one process from the start."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    monkeypatch.setattr(workers, "_FIRST", 4)
+
+    def make(hire: Callable[[Any], Errand] | None = None) -> workers.Workers[Any, str]:
+        hire = hire or (lambda done: Errand(done, tmp_path / "noted"))
+        return workers.Workers(lambda done, *_: hire(done), lambda: None, Shutdown(), 16)
+
+    return make
+
+
+def work_off(crew: workers.Workers[Any, str], jobs: Iterable[tuple[str, Callable[[], Any]]]) -> list[str]:
+    with crew:
+        for job in jobs:
+            crew.add(job)
+        return crew.finish()
+
+
+def noted(tmp_path: Path, what: str) -> set[str]:
+    lines = (tmp_path / "noted").read_text().splitlines()
+    return {line.partition(" ")[2] for line in lines if line.startswith(what)}
+
+
+def test_where_no_thread_can_be_started_the_process_does_it_all(
+    crew: Callable[..., workers.Workers[Any, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    one = crew()
+    assert work_off(one, [(str(number), bool) for number in range(20)]) == ["well"]
+    assert one.done == 20
+
+
+def test_an_error_waits_for_what_others_are_in_the_middle_of(
+    crew: Callable[..., workers.Workers[Any, str]], tmp_path: Path
+) -> None:
+    """Also one that comes where a thread is to be started."""
+
+    def hire(done: Any) -> Errand:
+        if next(hired) == 2:
+            fail()
+        return Errand(done, tmp_path / "noted")
+
+    for hires in (hire, None):
+        hired = iter(range(9))
+        jobs = [(str(number), fail if number == 7 and not hires else nap) for number in range(40)]
+        with pytest.raises(BesomError, match=r"^the real reason$"):
+            work_off(crew(hires), jobs)
+        assert len(noted(tmp_path, "begun")) >= 2
+        assert noted(tmp_path, "begun") - noted(tmp_path, "ended") <= {"7"}
+
+
+def test_a_job_that_is_cut_off_hides_no_error(crew: Callable[..., workers.Workers[Any, str]]) -> None:
+    """Who fails while more is being sent to it than a pipe holds."""
+    long = partial(many_words, "x" * 3_000_000)
+    jobs = [("first", nap), ("second", fail), *((str(number), long) for number in range(40))]
+    with pytest.raises(BesomError, match=r"^the real reason$"):
+        work_off(crew(), jobs)
+
+
+def test_what_gains_nothing_is_taken_back_from_processes_as_well(
+    crew: Callable[..., workers.Workers[Any, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    with crew() as one:
+        one._pace.size = 8
+        one._start()
+        assert [process.share for process in one._processes] == [1] * 8
+        one._pace.size = 2
+        one._start()
+        assert sum(process.share for process in one._processes) == 2
+        for number in range(99):
+            one.add((str(number), bool))
+        one.finish()
+        assert one.done == 99
+
+
+def test_children_of_a_killed_process_say_nothing(
+    area: Any, request_for: Callable[..., Any], make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_trees(area)
+    monkeypatch.setattr(tree_removal, "_INODES", 8)
+    monkeypatch.setattr(os, "unlink", slowly())
+    said, into = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            # As without pytest, which has its own ways.
+            threading.excepthook = threading.__excepthook__
+            sys.stderr = open(into, "w", buffering=1)  # noqa: SIM115
+            prune.prune(request_for(area, "trees", max_age="1d"), make_run())
+        finally:
+            os._exit(1)
+    os.close(into)
+    while len(os.listdir(area.path)) > 38:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    # Its end is that of the last that holds it.
+    with open(said, "rb") as stream:
+        assert stream.read() == b""
 
 
 def test_no_more_go_in_a_second_than_may(
