@@ -32,7 +32,7 @@ class TreeRemover(Remover[list[Row]]):
         self.listed = listed
 
     def add(self, chunks: Iterable[Chunk]) -> None:
-        """Have the victims of chunks removed, in their order as far as one waits for the other."""
+        """Have the victims of chunks removed, each begun in its turn."""
         rows: list[Row] = []
         inodes = 0
         for chunk in chunks:

@@ -2,9 +2,8 @@
 """As many at work as pay: twice as many while that gets on faster, and back where it does not.
 
 What waits for a disk waits side by side, in threads; but one Python computes in one thread at a time, so
-there are as many forked processes as processors first. A process that is alone at its jobs has no thread
-beside the one that works: where nothing waits, two of them hand the interpreter to and fro, which takes
-longer than the calls.
+there are as many forked processes as processors first. One that is to be at one job at a time works in one
+thread: where nothing waits, two hand the interpreter to and fro, which takes longer than the calls.
 """
 
 from __future__ import annotations

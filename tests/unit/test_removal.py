@@ -164,6 +164,18 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def after(calls: int, fate: Callable[[], None]) -> Callable[[], None]:
+    """What meets its fate after so many calls in one process, and never in this one."""
+    alone, left = os.getpid(), iter(range(calls))
+
+    def call() -> None:
+        assert os.getpid() != alone
+        if next(left, None) is None:
+            fate()
+
+    return call
+
+
 @pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_size": "1K"}], ids=["by age", "by size"])
 @pytest.mark.parametrize(
@@ -185,17 +197,8 @@ def test_what_a_process_dies_of_is_told_and_the_next_run_converges(
     told: str,
 ) -> None:
     deep_store(area)
-    # Of each process.
-    left = iter(range(9))
-    alone = os.getpid()
-
-    def meet_fate() -> None:
-        assert os.getpid() != alone
-        if next(left, None) is None:
-            fate()
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", slowly(meet_fate))
+        patch.setattr(os, "unlink", slowly(after(9, fate)))
         with pytest.raises(MemoryError if fate is out_of_memory else BesomError, match=told):
             pruned(area, **limits)
     assert not working()
@@ -485,15 +488,8 @@ def test_a_tree_that_a_killed_process_was_at_is_finished_by_the_next_run(
     area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many_trees(area)
-    alone, left = os.getpid(), iter(range(40))
-
-    def meet_fate() -> None:
-        assert os.getpid() != alone
-        if next(left, None) is None:
-            killed()
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", slowly(meet_fate))
+        patch.setattr(os, "unlink", slowly(after(40, killed)))
         with pytest.raises(BesomError, match=r"ended by signal 9; .* [1-9][0-9]* of its entries"):
             pruned(area, "trees", max_age="1d")
     assert not working()
