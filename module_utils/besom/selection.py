@@ -42,7 +42,7 @@ class Chunk:
         """by_mtime: the order goes by mtime, so that one column serves as both."""
         self.device = device
         self.open_names: list[str] = []
-        self._packed: dict[str, tuple[str, bytes]] = {}
+        self._packed: dict[str, tuple[str, bytearray]] = {}
         self.where = array("I")
         self.inode = array("Q")
         self.mtime = array("q")
@@ -69,12 +69,14 @@ class Chunk:
             self.bytes = small
 
     def _pack(self, names: Iterable[str]) -> None:
+        # Of bytes a process that reads them writes their count of references, right beside them, and the
+        # pages that it shared with those it was forked with are its own then. Of a bytearray that is apart.
         # NUL is the one byte that no name contains.
-        packed = {"names": ("", zlib.compress(os.fsencode("\0".join(names)), 1))}
+        packed = {"names": ("", bytearray(zlib.compress(os.fsencode("\0".join(names)), 1)))}
         for column in _PACKED:
             values: array[int] = getattr(self, column)
             if values is not self.key:
-                packed[column] = (values.typecode, zlib.compress(values, 1))
+                packed[column] = (values.typecode, bytearray(zlib.compress(values, 1)))
                 self.__dict__.pop(column, None)
         self._packed = packed
 

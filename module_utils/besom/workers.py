@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""As many at work as pay: twice as many while that gets on faster, and back where it does not.
+"""As many at work as pay: the most that may be where that gets on faster, and a few where it does not.
 
 What waits for a disk waits side by side, in threads; but one Python computes in one thread at a time, so
 there are as many forked processes as processors first. One that is to be at one job at a time works in one
@@ -39,8 +39,9 @@ _FIRST = 2
 # Long enough to tell a gain from chance, short enough to be there within the first half second.
 _WINDOW_S = 0.1
 _LEAST = 50
-_GAIN = 1.1
-_REST, _LONGEST_REST = 5, 80
+_GAIN = 1.05
+# A trial, and what is between two of them, in windows: who has lost one is tried less and less often.
+_LOOK, _REST, _LONGEST_REST = 3, 20, 160
 _TELL_MS = 20
 # Jobs that one process has beside those at hand: enough that nobody waits for somebody else at every turn.
 _AHEAD = 5
@@ -53,32 +54,34 @@ _DONE, _FAILED, _RESULT = b".", b"!", b"="
 
 
 class Pace:
-    """How many should be at work, from what they get done in a second."""
+    """How many should be at work: a few or the most, whichever gets more done in a second."""
 
     def __init__(self, most: int) -> None:
-        self.size = self._least = min(_FIRST, most)
-        self._most = most
-        # What so many did before the last step up; nothing is known to be compared with at first.
+        self.size, self._other = min(_FIRST, most), most
+        # What was reached since the last change; by those before it, when that was for a trial.
+        self._rates: list[float] = []
         self._before = 0.0
-        self._rest, self._resting = _REST, 0
-        # One window may be bad by chance.
-        self._doubted = False
+        self._rest, self._next_rest = 1, _REST
 
     def observe(self, rate: float) -> int:
         """Take note of a rate that was reached by so many; returns how many there should be now."""
-        if self._resting:
-            self._resting -= 1
-        elif rate < self._before * _GAIN and not self._doubted:
-            self._doubted = True
-        elif rate < self._before * _GAIN:
-            # The last step gained nothing: take it back, and try it again later, and later still.
-            self.size = max(self._least, self.size // 2)
-            self._before, self._resting, self._doubted = 0.0, self._rest, False
-            self._rest = min(2 * self._rest, _LONGEST_REST)
+        self._rates.append(rate)
+        if len(self._rates) < self._rest:
+            return self.size
+        # In the first two after a change, as many as before were at work in a part of the time.
+        recent = (self._rates[2:] or self._rates)[-_REST:]
+        reached = sum(recent) / len(recent)
+        trial, better = self._before > 0, reached > self._before * _GAIN
+        if trial and better:
+            self._before, self._rest, self._next_rest = 0.0, _REST, 2 * _REST
+        elif trial:
+            self._before, self._rest = 0.0, self._next_rest
+            self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
         else:
-            self._doubted = False
-            if self.size < self._most:
-                self.size, self._before = min(2 * self.size, self._most), rate
+            self._before, self._rest = reached, _LOOK
+        if not (trial and better):
+            self.size, self._other = self._other, self.size
+        self._rates = []
         return self.size
 
 
@@ -97,17 +100,28 @@ class Worker(Protocol[_Given_contra, _Found_co]):
 Hire = Callable[["memoryview[int]", Shutdown, int], "Worker[Job, Result]"]
 
 
+def _numbers(count: int) -> memoryview[int]:
+    """So many numbers, 0 at first, in memory that all processes share that are forked from here."""
+    return memoryview(mmap.mmap(-1, 8 * count)).cast("q")
+
+
 @dataclass
 class _Process:
     pid: int
     # -1: it gets no more.
     jobs: int
     news: int
-    # Jobs that it may be at at a time, and those that it has.
-    share: int = 0
+    # How many jobs it may be at at a time, a number that it sees as well.
+    share: memoryview[int]
+    # Jobs that it has.
     given: int = 0
     # What it has sent of its results, once that began.
     result: bytearray | None = None
+
+    @property
+    def over(self) -> int:
+        """How many jobs it has that it may not begin yet; below 0: how many it could begin at once."""
+        return self.given - self.share[0]
 
     def dismiss(self) -> None:
         """Give it no more jobs."""
@@ -125,7 +139,7 @@ class _Stop(Shutdown):
     """The shutdown of all processes that are forked from here: a flag in memory that they share."""
 
     def __init__(self) -> None:
-        self._flag = memoryview(mmap.mmap(-1, 8)).cast("q")
+        self._flag = _numbers(1)
         super().__init__()
 
     @property
@@ -141,10 +155,17 @@ class _Hands(Generic[Job, Result]):
     """The threads of one process, as many as it may be at jobs at a time, each with a worker of its own."""
 
     def __init__(
-        self, hire: Callable[[int], Worker[Job, Result]], done: Callable[[], None], failed: Callable[[], None]
+        self,
+        hire: Callable[[int], Worker[Job, Result]],
+        most: memoryview[int],
+        done: Callable[[], None],
+        failed: Callable[[], None],
     ) -> None:
-        """hire makes the worker of a thread, by its number; done is called after each job, failed once."""
-        self._hire, self._done, self._failed = hire, done, failed
+        """hire makes the worker of a thread, by its number; done is called after each job, failed once.
+
+        most: how many may be at work, a number that changes.
+        """
+        self._hire, self._most, self._done, self._failed = hire, most, done, failed
         self._workers: list[Worker[Job, Result]] = []
         self._threads: list[threading.Thread] = []
         self._todo: queue.SimpleQueue[tuple[Job] | None] = queue.SimpleQueue()
@@ -152,10 +173,11 @@ class _Hands(Generic[Job, Result]):
         self._refused = False
         self._error: BaseException | None = None
 
-    def give(self, job: Job, most: int) -> None:
-        """Have a job done, as soon as less than most are being done; none after an error."""
+    def give(self, job: Job) -> None:
+        """Have a job done, as soon as less than may be are being done; none after an error."""
         with self._fewer:
-            self._fewer.wait_for(lambda: self._busy < most or self._error)
+            # What is here already is done, even if nothing more is to come.
+            self._fewer.wait_for(lambda: self._busy < max(self._most[0], 1) or self._error)
             if self._error is not None:
                 return
             self._busy += 1
@@ -230,7 +252,8 @@ class Workers(Generic[Job, Result]):
         self._processors = min(most, len(os.sched_getaffinity(0)))
         # Of one process, and seen by all: what each of its threads has done. The first number is of this one.
         self._most_each = -(-most // self._processors)
-        self._counts = memoryview(mmap.mmap(-1, 8 * (1 + self._processors * self._most_each))).cast("q")
+        self._counts = _numbers(1 + self._processors * self._most_each)
+        self._shares = _numbers(self._processors)
         self._processes: list[_Process] = []
         self._started = 0
         self._poll = select.poll()
@@ -284,15 +307,14 @@ class Workers(Generic[Job, Result]):
             self._do_here(job)
             return
         # Those that wait for jobs are slow by no fault of theirs.
-        waited = all(process.given >= process.share for process in self._processes)
+        waited = all(process.over >= 0 for process in self._processes)
         while not self._stop.signum:
             chosen = min(
-                (process for process in self._processes if process.share),
-                key=lambda process: process.given - process.share,
+                (process for process in self._processes if process.share[0]), key=lambda process: process.over
             )
-            if chosen.given - chosen.share < _AHEAD:
+            if chosen.over < _AHEAD:
                 chosen.given += 1
-                self._send(chosen, memoryview(pickle.dumps((job, chosen.share), 5)))
+                self._send(chosen, memoryview(pickle.dumps(job, 5)))
                 break
             self._wait()
         self._hear(0)
@@ -346,7 +368,7 @@ class Workers(Generic[Job, Result]):
             self._poll.register(process.news, select.POLLIN)
         for number, process in enumerate(self._processes):
             share = size // len(self._processes) + (number < size % len(self._processes))
-            process.share = min(share, self._most_each)
+            process.share[0] = min(share, self._most_each)
         self._since, self._before = time.monotonic(), self.done
 
     def _fork(self) -> _Process:
@@ -371,7 +393,7 @@ class Workers(Generic[Job, Result]):
         os.close(jobs)
         os.close(to_news)
         os.set_blocking(to_jobs, False)
-        return _Process(pid, to_jobs, news)
+        return _Process(pid, to_jobs, news, self._shares[self._started : self._started + 1])
 
     def _serve(self, source: int, sink: int, others: Sequence[int], parent: int) -> None:
         """Do the jobs that come from source, in the child, and end."""
@@ -405,6 +427,7 @@ class Workers(Generic[Job, Result]):
     def _do_jobs(self, source: int, sink: int, parent: int) -> list[Result]:
         """Do the jobs that come from source, and tell of each by sink; returns what came of all."""
         first = 1 + self._started * self._most_each
+        most = self._shares[self._started : self._started + 1]
 
         def hire(number: int) -> Worker[Job, Result]:
             return self._hire(self._counts[first + number : first + number + 1], self._stop, parent)
@@ -418,12 +441,11 @@ class Workers(Generic[Job, Result]):
             with suppress(OSError):
                 os.write(sink, _FAILED)
 
-        hands: _Hands[Job, Result] = _Hands(hire, done, failed)
+        hands: _Hands[Job, Result] = _Hands(hire, most, done, failed)
         try:
             with os.fdopen(source, "rb", closefd=False) as jobs:
                 while True:
-                    job, most = pickle.load(jobs)  # noqa: S301  # from the process that this was forked from
-                    hands.give(job, most)
+                    hands.give(pickle.load(jobs))  # noqa: S301  # from the process that this was forked from
         except (EOFError, pickle.UnpicklingError):
             pass  # there are no more, or nobody is to do this one
         except BaseException:

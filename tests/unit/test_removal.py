@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -596,6 +597,38 @@ def test_a_job_that_is_cut_off_hides_no_error(crew: Callable[..., workers.Worker
         work_off(crew(), jobs)
 
 
+def stand_by(begun: int, go: int) -> None:
+    os.write(begun, b".")
+    os.read(go, 1)
+
+
+def test_more_may_be_at_work_at_once_also_on_jobs_that_were_given_before(
+    crew: Callable[..., workers.Workers[Any, str]],
+) -> None:
+    """A trial of more would measure those that were at work before it."""
+    (begun, begins), (go, goes) = os.pipe(), os.pipe()
+
+    def wait_for(count: int) -> None:
+        for _ in range(count):
+            assert select.select([begun], [], [], 20)[0], "too few at work"
+            os.read(begun, 1)
+
+    with crew() as one:
+        # Four are begun and five wait for them.
+        for number in range(9):
+            one.add((str(number), partial(stand_by, begins, go)))
+        wait_for(4)
+        one._pace.size = 8
+        one._start()
+        os.write(goes, bytes(4))
+        wait_for(5)
+        os.write(goes, bytes(5))
+        one.finish()
+        assert one.done == 9
+    for fd in (begun, begins, go, goes):
+        os.close(fd)
+
+
 def test_what_gains_nothing_is_taken_back_from_processes_as_well(
     crew: Callable[..., workers.Workers[Any, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -603,10 +636,10 @@ def test_what_gains_nothing_is_taken_back_from_processes_as_well(
     with crew() as one:
         one._pace.size = 8
         one._start()
-        assert [process.share for process in one._processes] == [1] * 8
+        assert [process.share[0] for process in one._processes] == [1] * 8
         one._pace.size = 2
         one._start()
-        assert sum(process.share for process in one._processes) == 2
+        assert sum(process.share[0] for process in one._processes) == 2
         for number in range(99):
             one.add((str(number), bool))
         one.finish()
@@ -670,21 +703,27 @@ def test_a_shutdown_does_not_wait_for_a_slow_rate(
         assert report.removed.entries < 9
 
 
-def test_processes_are_added_while_they_gain_and_taken_back_where_they_do_not() -> None:
-    waiting = Pace(16)
-    assert [waiting.observe(1000 * waiting.size) for _ in range(6)] == [4, 8, 16, 16, 16, 16]
-    computing = Pace(16)
-    sizes = [computing.observe(1000) for _ in range(100)]
-    # Once may be chance.
-    assert sizes[:4] == [4, 4, 2, 2]
-    # Tried again, and less and less often.
-    assert 3 <= sizes.count(4) / 2 <= 6
-    assert set(sizes) == {2, 4}
-    best_at_eight = Pace(16)
-    sizes = [best_at_eight.observe(1000 * min(best_at_eight.size, 8)) for _ in range(100)]
-    assert sizes.count(8) > 80
+def test_the_most_are_at_work_where_that_gains_and_a_few_where_it_does_not() -> None:
+    waiting, computing = Pace(16), Pace(16)
+    for pace, reached, other in ((waiting, lambda size: 1000 * size, 2), (computing, lambda _: 1000, 16)):
+        sizes = [pace.observe(reached(pace.size)) for _ in range(500)]
+        # A look at what the others would do now and then, and less and less often.
+        looks = [at for at, (before, size) in enumerate(zip(sizes, sizes[1:])) if size == other != before]
+        apart = [later - earlier for earlier, later in zip(looks, looks[1:])]
+        assert set(sizes) == {2, 16}
+        assert len(apart) >= 3
+        assert apart == sorted(apart)
+        assert apart[-1] > 100
+        assert sizes.count(other) < 20
     alone = Pace(1)
-    assert [alone.observe(1000) for _ in range(9)] == [1] * 9
+    assert [alone.observe(1000) for _ in range(99)] == [1] * 99
+
+
+def test_what_pays_is_found_again_when_it_has_changed() -> None:
+    pace = Pace(16)
+    on_disk = [pace.observe(1000 * pace.size) for _ in range(200)]
+    in_memory = [pace.observe(30000 - 500 * pace.size) for _ in range(400)]
+    assert (on_disk[-1], in_memory[-1]) == (16, 2)
 
 
 @pytest.mark.parametrize(
