@@ -102,7 +102,7 @@ options:
       workers:
         description:
           - At most so many entries are removed at a time; V(auto) is as many as pay, and the default.
-          - Where each removal waits for the disk they wait side by side, and there are more while that gets on faster.
+          - Where each removal waits for the disk they wait side by side; two are at work where more get on no faster.
         type: str
       max_rate:
         description: At most so many entries go in a second; there is no limit when not given.

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_UN, lockf
 from heapq import heapify, heappop, heappush
 from itertools import compress
 from types import TracebackType
@@ -25,6 +23,7 @@ from .run import Run
 from .selection import Chunk
 from .shutdown import Shutdown
 from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
+from .workers import Turn
 
 # Files of a job: so few that all processes end at about the same time.
 _FILES = 256
@@ -111,7 +110,7 @@ class FileRemover(Remover[_Victims]):
         super().__init__(found, run, total, run.effort.workers)
         self.lru = lru
         # Of two names of one inode the one that goes last frees it: two at work would both see two links.
-        self.linked, self.linked_here = os.pipe(), threading.Lock()
+        self.linked = Turn()
 
     def add(self, chunk: Chunk, listed: Collection[str]) -> None:
         """Have the victims of a chunk removed; waits while much else is to be removed before.
@@ -175,8 +174,7 @@ class FileRemover(Remover[_Victims]):
         try:
             super().__exit__(kind, error, trace)
         finally:
-            for fd in self.linked:
-                os.close(fd)
+            self.linked.close()
 
 
 class _Hand:
@@ -274,7 +272,7 @@ class _Hand:
 
     def unlink_one_of_several(self, name: str, fd: int, seen: os.stat_result) -> int:
         """Unlink a name of an inode that had others when it was seen; returns the bytes that this frees."""
-        with self.all.linked_here, _turn(self.all.linked[1]):
+        with self.all.linked:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size) != (
                 *(seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size),
@@ -321,13 +319,3 @@ def _remove_directory(name: str, fd: int, ident: Ident) -> None:
     if (st.st_dev, st.st_ino) != ident:
         raise FileNotFoundError(errno.ENOENT, "was replaced", name)
     os.rmdir(name, dir_fd=fd)
-
-
-@contextmanager
-def _turn(fd: int) -> Iterator[None]:
-    """Hold a lock that is no other process's; it falls with who holds it."""
-    lockf(fd, LOCK_EX)
-    try:
-        yield
-    finally:
-        lockf(fd, LOCK_UN)

@@ -15,7 +15,7 @@ from itertools import chain, compress, count, islice, repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable
 
-from .effort import Rate, io_class
+from .effort import io_class
 from .errors import BesomError, Interrupted, LockLost, UsageError, reason_of
 from .guard import STOPPED, guarded
 from .hooks import around
@@ -32,6 +32,7 @@ from .tree import Cursor, file_forbids, finish_trash, has_trash, is_directory
 from .units import format_size, printable
 
 if TYPE_CHECKING:
+    from .entry_removal import EntryRemover
     from .file_removal import FileRemover
     from .removal import Removed, Remover
     from .shutdown import Shutdown
@@ -487,35 +488,21 @@ class _Execution:
             self._settle(outcome)
 
     def _remove_trees(self) -> None:
-        if not self.total:
-            return
-        from .tree_removal import TreeRemover
+        if self.total:
+            from .tree_removal import TreeRemover
 
-        remover = TreeRemover(self.found, self.listed, self.run, lambda: self.total)
-        with remover:
-            self._finish(remover, partial(remover.add, self.found.chunks))
+            self._remove_whole(TreeRemover(self.found, self.listed, self.run, lambda: self.total))
 
     def _remove_sessions(self) -> None:
-        from .removal import Removed
-        from .session_removal import SessionRemover
+        if self.total:
+            from .session_removal import SessionRemover
 
-        cursor, rate = Cursor(self.found.root), Rate(self.run.effort.max_rate)
-        remover = SessionRemover(cursor, self.found.listed)
-        lru = self.plan.request.store.policy.order == "lru"
-        outcome = Removed()
-        try:
-            for chunk in self.found.chunks:
-                columns = (chunk.names, chunk.size, chunk.key, chunk.bytes, chunk.freed)
-                for row, identity, key, size, freed in compress(zip(*columns), chunk.victims):
-                    rate.wait(self.run.shutdown)
-                    if self.run.shutdown.requested:
-                        return
-                    removal = remover.remove(row, identity, key if lru else None)
-                    outcome.account(self.found.path(0, row), removal, size, freed, self.listed)
-                    self.run.progress("remove", outcome.removed.entries, self.total)
-        finally:
-            self._settle(outcome)
-            remover.close()
+            lru = self.plan.request.store.policy.order == "lru"
+            self._remove_whole(SessionRemover(self.found, lru, self.listed, self.run, lambda: self.total))
+
+    def _remove_whole(self, remover: EntryRemover) -> None:
+        with remover:
+            self._finish(remover, partial(remover.add, self.found.chunks))
 
     def _remove_files(self) -> None:
         ahead = self.ahead

@@ -9,43 +9,108 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import Callable
 
-from .inventory import Pending
+from .entry_removal import EntryHand, EntryRemover, Row
+from .inventory import OLDEST, Inventory, Pending
 from .locks import LockTable
+from .removal import Removed
 from .root import Root
+from .run import Run
 from .sessions import JSON, PUT_BACK, is_ours, look, names_of, parts_now
-from .tree import CHANGED, Blocked, Cursor, Removal, empty, hold, put_back, refusal
+from .shutdown import Shutdown
+from .tree import CHANGED, Blocked, Cursor, Removal, empty, hold, in_range, put_back, refusal
 from .units import printable
+from .workers import Turn, shared_numbers
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # So many directories of a session are held by flock; of the others /proc/locks tells who holds them.
 _HELD = 64
+# Sessions at a time: one at a time is moved aside, so of more some would but wait for that.
+_MOST = 4
 Names = Sequence[tuple[str, bool]]
 # Device and inode, of a file mtime (ns) and size as well; nothing where there is none.
 Ident = tuple[int, ...]
 
 
-class SessionRemover:
-    """Removes sessions from the store that cursor stands in, through one trash. Close it at the end."""
+class SessionRemover(EntryRemover):
+    """Removes sessions whole. lru: one that was used since counts as changed."""
 
-    def __init__(self, cursor: Cursor, listed: int) -> None:
-        """listed: the mtime (ns) of the store's directory when the sessions were listed."""
-        self._cursor = cursor
-        self._listed = listed
-        self._parts: dict[str, list[str]] | None = None
+    def __init__(
+        self, found: Inventory, lru: bool, listed: Collection[str], run: Run, total: Callable[[], int]
+    ) -> None:
+        super().__init__(found, listed, run, total, min(run.effort.workers, _MOST))
+        self.lru, self.listing = lru, _Listing(found.listed)
+
+    def work_of(self, row: Row) -> int:
+        # Each name is looked at, moved, verified and removed.
+        return 4 * (row.name.count("/") + 1)
+
+    def hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> EntryHand:
+        return _Hand(self, done, shutdown, parent)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self.listing.turn.close()
+
+
+class _Listing:
+    """The names in a store: those that were read, until anybody but this run changes any; then those now.
+
+    All of it is for who has the turn.
+    """
+
+    def __init__(self, listed: int) -> None:
+        """listed: the mtime (ns) of the store's directory when it was read."""
+        self.turn = Turn()
+        # For all processes: that of the last listing, and how many there were after the reading.
+        self._known = shared_numbers(2)
+        self._known[0] = in_range(listed)
+        self._listings, self._parts = 0, dict[str, list[str]]()
+
+    def differ(self, cursor: Cursor, id_: str, parts: Sequence[str]) -> bool:
+        """Whether a session in the store that cursor stands in has other names by now than were read."""
+        now, known = in_range(os.fstat(cursor.fd).st_mtime_ns), self._known
+        if now != known[0]:
+            known[0], known[1] = now, known[1] + 1
+        if self._listings != known[1]:
+            self._parts, self._listings = parts_now(cursor), known[1]
+        return self._listings > 0 and sorted(self._parts.get(id_, ())) != sorted(parts)
+
+    def forget(self) -> None:
+        """List them anew the next time."""
+        self._known[0] = OLDEST
+
+    def changed(self, cursor: Cursor) -> None:
+        """It was this run that has changed some."""
+        self._known[0] = in_range(os.fstat(cursor.fd).st_mtime_ns)
+
+
+class _Hand(EntryHand):
+    """Removes sessions through one trash."""
+
+    def __init__(
+        self, remover: SessionRemover, done: memoryview[int], shutdown: Shutdown, parent: int
+    ) -> None:
+        super().__init__(remover, done, shutdown, parent)
+        self._lru, self._listing = remover.lru, remover.listing
         self._trash = ""
         self._lock = -1
 
-    def remove(self, row: str, planned: int, used: int | None = None) -> Removal:
-        """Remove one session; nothing is raised, see Removal.
+    def result(self) -> Removed:
+        self.close()
+        return super().result()
 
-        row: its name in an inventory; planned: the print that the plan saw; used: the latest time (ns) at
-        which it was used, where that matters.
-        """
-        id_, *parts = row.split("/")
-        names, cursor = names_of(id_, parts), self._cursor
+    def remove(self, row: Row) -> Removal:
+        id_, *parts = row.name.split("/")
+        names, cursor = names_of(id_, parts), self.cursor
         path = cursor.path(id_)
         try:
             with ExitStack() as stack:
@@ -53,11 +118,14 @@ class SessionRemover:
                     self._hold(stack, name)
                 idents = _identify(cursor, names)
                 found, seen, _st = look(cursor, names, LockTable(), thorough=True)
-                if seen != planned or (used is not None and found.used > used) or self._differs(id_, parts):
+                if seen != row.size or (self._lru and found.used > row.key):
                     return Removal(blocked=Blocked(path, CHANGED))
-                if found.blocked:
-                    return Removal(blocked=found.blocked)
-                moved = self._move(names)
+                with self._listing.turn:
+                    if self._listing.differ(cursor, id_, parts):
+                        return Removal(blocked=Blocked(path, CHANGED))
+                    if found.blocked:
+                        return Removal(blocked=found.blocked)
+                    moved = self._move(names)
                 whole = len(moved) == len(names)
                 if not whole and self._back_if_changed(moved, names, idents):
                     return Removal(blocked=Blocked(path, CHANGED))
@@ -67,7 +135,8 @@ class SessionRemover:
                     if removal.blocked:
                         return removal
                     names = names[:-1]
-                    moved = self._move(names)
+                    with self._listing.turn:
+                        moved = self._move(names)
                     if self._back_if_changed(moved, names, idents):
                         return Removal(blocked=Blocked(path, CHANGED))
                 if not whole:
@@ -82,7 +151,7 @@ class SessionRemover:
                         self.close()
                         raise
                 else:
-                    blocked = self._verify(moved, planned, path)
+                    blocked = self._verify(moved, row.size, path)
                     if blocked:
                         return Removal(blocked=blocked)
                 removal = _remove_names(cursor, moved, path, found.freed)
@@ -100,28 +169,22 @@ class SessionRemover:
         """Remove the trash, if nothing is left in it."""
         if self._trash:
             with suppress(OSError):
-                os.rmdir(self._trash, dir_fd=self._cursor.fd)
+                os.rmdir(self._trash, dir_fd=self.cursor.fd)
             self._trash = ""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
-    def _differs(self, id_: str, parts: Sequence[str]) -> bool:
-        """Whether the session has other names by now than were listed."""
-        now = os.fstat(self._cursor.fd).st_mtime_ns
-        if now != self._listed:
-            self._parts, self._listed = parts_now(self._cursor), now
-        return self._parts is not None and sorted(self._parts.get(id_, ())) != sorted(parts)
-
     def _hold(self, stack: ExitStack, name: str) -> None:
         """Hold flock on directory name as long as the stack lasts. Raises OSError when another does."""
-        self._cursor.enter(name)
-        stack.callback(os.close, hold(self._cursor))
-        self._cursor.rise(0)
+        self.cursor.enter(name)
+        stack.callback(os.close, hold(self.cursor))
+        self.cursor.rise(0)
 
     def _move(self, names: Names) -> Names:
         """Move names into the trash; returns those that the disk had room for there. Raises OSError."""
-        cursor, self._listed = self._cursor, -1
+        cursor = self.cursor
+        self._listing.forget()
         if self._lock >= 0 and not os.fstat(self._lock).st_nlink:
             self.close()  # somebody cleans up empty directories
         for count, (name, _is_dir) in enumerate(names):
@@ -134,13 +197,13 @@ class SessionRemover:
                     return names[:count]
                 self._put_back(names[:count])
                 raise
-        self._listed = os.fstat(cursor.fd).st_mtime_ns
+        self._listing.changed(cursor)
         return names
 
     def _back_if_changed(self, moved: Names, names: Names, idents: dict[str, Ident]) -> bool:
         """Put moved back if a name, of these in the trash or those beside it, is not what it was."""
         left = names[len(moved) :]
-        if not _changed(self._lock, moved, idents) and not _changed(self._cursor.fd, left, idents):
+        if not _changed(self._lock, moved, idents) and not _changed(self.cursor.fd, left, idents):
             return False
         self._put_back(moved)
         self.close()
@@ -148,7 +211,7 @@ class SessionRemover:
 
     def _verify(self, names: Names, planned: int, path: str) -> Blocked | None:
         """Enter the trash that names are in, and stay there; or put them back and say why. Raises OSError."""
-        cursor = self._cursor
+        cursor = self.cursor
         try:
             self._enter()
             found, seen, _st = look(cursor, names, LockTable())
@@ -165,13 +228,13 @@ class SessionRemover:
 
     def _enter(self) -> None:
         """Step into the trash. Raises OSError when another directory has its name by now."""
-        self._cursor.enter(self._trash)
+        self.cursor.enter(self._trash)
         st = os.fstat(self._lock)
-        if self._cursor.ident != (st.st_dev, st.st_ino):
+        if self.cursor.ident != (st.st_dev, st.st_ino):
             raise OSError(errno.ESTALE, "its trash was replaced")
 
     def _make_trash(self) -> None:
-        cursor, name = self._cursor, f".besom-trash-{os.urandom(8).hex()}-sessions"
+        cursor, name = self.cursor, f".besom-trash-{os.urandom(8).hex()}-sessions"
         os.mkdir(name, 0o700, dir_fd=cursor.fd)
         try:
             cursor.enter(name)
@@ -193,7 +256,7 @@ class SessionRemover:
         """Move names back out of the trash. Raises OSError for what cannot be."""
         trash = self._trash
         try:
-            restore(self._lock, self._cursor.fd, names)
+            restore(self._lock, self.cursor.fd, names)
         except OSError as error:
             self.close()  # the next session is not to lie beside what stays
             raise OSError(error.errno, f"{error.strerror}; some of it is still in {trash}") from error

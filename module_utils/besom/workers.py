@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fcntl import fcntl
+from fcntl import LOCK_EX, LOCK_UN, fcntl, lockf
 from types import TracebackType
 from typing import Any, Callable, Generic, Protocol, TypeVar
 
@@ -100,9 +100,40 @@ class Worker(Protocol[_Given_contra, _Found_co]):
 Hire = Callable[["memoryview[int]", Shutdown, int], "Worker[Job, Result]"]
 
 
-def _numbers(count: int) -> memoryview[int]:
+def shared_numbers(count: int) -> memoryview[int]:
     """So many numbers, 0 at first, in memory that all processes share that are forked from here."""
     return memoryview(mmap.mmap(-1, 8 * count)).cast("q")
+
+
+class Turn:
+    """One at a time, of all threads of this process and of those that are forked from it.
+
+    It falls with who has it. A context manager, any number of times; close it at the end.
+    """
+
+    def __init__(self) -> None:
+        self._pipe, self._here = os.pipe(), threading.Lock()
+
+    def __enter__(self) -> Turn:
+        self._here.acquire()
+        try:
+            lockf(self._pipe[1], LOCK_EX)
+        except BaseException:
+            self._here.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            lockf(self._pipe[1], LOCK_UN)
+        finally:
+            self._here.release()
+
+    def close(self) -> None:
+        for fd in self._pipe:
+            os.close(fd)
 
 
 @dataclass
@@ -139,7 +170,7 @@ class _Stop(Shutdown):
     """The shutdown of all processes that are forked from here: a flag in memory that they share."""
 
     def __init__(self) -> None:
-        self._flag = _numbers(1)
+        self._flag = shared_numbers(1)
         super().__init__()
 
     @property
@@ -252,8 +283,8 @@ class Workers(Generic[Job, Result]):
         self._processors = min(most, len(os.sched_getaffinity(0)))
         # Of one process, and seen by all: what each of its threads has done. The first number is of this one.
         self._most_each = -(-most // self._processors)
-        self._counts = _numbers(1 + self._processors * self._most_each)
-        self._shares = _numbers(self._processors)
+        self._counts = shared_numbers(1 + self._processors * self._most_each)
+        self._shares = shared_numbers(self._processors)
         self._processes: list[_Process] = []
         self._started = 0
         self._poll = select.poll()

@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from besom import inventory, tree_removal
+from besom import entry_removal, inventory
 from besom.effort import Effort
 from besom.errors import BesomError, Interrupted, UsageError
 from besom.policy import read_store
@@ -120,7 +120,7 @@ def test_the_hook_after_runs_when_the_prune_is_interrupted(
 ) -> None:
     for number in range(4):
         area.tree(str(number), number + 1)
-    monkeypatch.setattr(tree_removal, "_INODES", 1)
+    monkeypatch.setattr(entry_removal, "_WORK", 1)
     run = make_run(effort=Effort(workers=1))
     # A signal after the first entry.
     run.progress = lambda phase, done, total: (

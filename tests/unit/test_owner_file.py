@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from besom import owner_file, tree_removal
+from besom import entry_removal, owner_file
 from besom.effort import Effort
 from besom.errors import BesomError, LockHeld, LockLost, UsageError
 from besom.guard import guarded
@@ -398,7 +398,7 @@ def test_work_ends_between_two_entries_once_its_lock_was_broken(
 
     from besom.prune import prune
 
-    monkeypatch.setattr(tree_removal, "_INODES", 1)
+    monkeypatch.setattr(entry_removal, "_WORK", 1)
     run = make_run(progress=spoil, effort=Effort(workers=1))
     report = prune(request_for(area, "trees", max_age="1d"), run)
     assert report.removed.entries == 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from besom import tree_removal
+from besom import entry_removal
 from besom.effort import Effort
 from besom.prune import _Execution, plan
 from besom.root import Root
@@ -302,7 +302,7 @@ def test_a_signal_stops_between_two_trees(
     area: Any, make_run: Callable[..., Any], request_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     four_trees(area)
-    monkeypatch.setattr(tree_removal, "_INODES", 1)
+    monkeypatch.setattr(entry_removal, "_WORK", 1)
 
     def stop_after_the_first(phase: str, _done: int, _total: int) -> None:
         if phase == "remove":

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from besom import inventory, prune, tree_removal, workers
+from besom import entry_removal, inventory, prune, session_removal, workers
 from besom.effort import Effort
 from besom.errors import BesomError
 from besom.run import Run
@@ -32,7 +32,7 @@ from besom.workers import Pace
 def several(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Even a small store is worth several, with a few files each: the number of processes at least."""
     monkeypatch.setattr(inventory, "CHUNK", 2)
-    monkeypatch.setattr(tree_removal, "_INODES", 8)
+    monkeypatch.setattr(entry_removal, "_WORK", 8)
     if request.param == "processes":
         monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})
         return 2
@@ -500,6 +500,140 @@ def test_a_tree_that_a_killed_process_was_at_is_finished_by_the_next_run(
     assert os.listdir(area.path) == ["young"]
 
 
+@pytest.fixture
+def many_sessions(session: Callable[..., None]) -> Callable[[Any], None]:
+    """Forty old sessions of five inodes each, and a young one."""
+
+    def make(area: Any) -> None:
+        for number in range(40):
+            session(area, f"{number:02}", days=9, blobs={".dat": 4096, ".d/": 4096})
+        session(area, "young", days=0.01)
+
+    return make
+
+
+def whole_sessions(area: Any) -> set[str]:
+    """The ids of those that have all of their names; none has only some."""
+    its: dict[str, set[str]] = {}
+    for name in os.listdir(area.path):
+        id_, _, ending = name.partition(".")
+        its.setdefault(id_, set()).add(ending)
+    assert all(endings == {"json", "dat", "d"} for id_, endings in its.items() if id_ not in ("", "young"))
+    return its.keys() - {"", "young"}
+
+
+@pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
+def test_of_sessions_what_several_leave_is_what_one_leaves(
+    area: Any,
+    make_area: Callable[[str], Any],
+    many_sessions: Callable[[Any], None],
+    make_run: Callable[..., Run],
+    request_for: Any,
+    hold: Callable[..., Any],
+    limits: Any,
+    several: int,
+) -> None:
+    """Of one, a blob was added and one was changed after the plan, and one is in use."""
+    other = make_area("other")
+    seen: set[int] = set()
+    held: set[int] = set()
+    reports = []
+    for store, effort in ((area, Effort()), (other, Effort(workers=1))):
+        many_sessions(store)
+        run = make_run(effort=effort, progress=lambda *_: seen.update(working()))
+        with prune.Root(str(store.path)) as root:
+            planned = prune.plan(request_for(store, "sessions", **limits), root, run, thorough=False)
+            store.file("33.more", days=9)
+            store.file("20.dat", days=8)
+            held.add(hold(store.at("07.d/sub/two")).pid)
+            reports.append(prune._Execution(planned, run).execute())
+        names = {f"{id_}.{ending}" for id_ in ("07", "20", "33") for ending in ("json", "dat", "d")}
+        assert set(os.listdir(store.path)) == names | {"33.more", "young.json", "young.dat"}
+        kept = {os.path.basename(item["path"]) for item in reports[-1].kept.items}
+        assert kept == {"two", "20", "33"}
+    assert len(seen - held) >= several
+    assert parts(reports[0]) == parts(reports[1])
+    assert reports[0].removed.entries == 37
+    assert working() == held
+
+
+@pytest.mark.usefixtures("several")
+def test_a_session_that_gets_a_blob_while_others_go_stays(
+    area: Any, many_sessions: Callable[[Any], None], pruned: Callable[..., Any]
+) -> None:
+    """The run changes the store itself all the time; what somebody else does there is seen all the same."""
+    many_sessions(area)
+    move, done = session_removal._Hand._move, workers.shared_numbers(1)
+
+    def moved(hand: Any, names: Any) -> Any:
+        result = move(hand, names)
+        done[0] += 1
+        if done[0] == 5:
+            mtime = os.stat(area.path).st_mtime_ns
+            for id_ in sorted(whole_sessions(area))[-9:]:
+                area.file(f"{id_}.more", days=9)
+            # Within one tick of its clock a kernel does not tell two changes apart.
+            while os.stat(area.path).st_mtime_ns == mtime:
+                area.file("young.more", days=0)
+                os.unlink(area.at("young.more"))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session_removal._Hand, "_move", moved)
+        report = pruned(area, "sessions", max_age="1d")
+    more = {name[:2] for name in os.listdir(area.path) if name.endswith(".more")}
+    assert (len(more), report.removed.entries) == (9, 31)
+    assert {name[:2] for name in os.listdir(area.path) if not name.startswith("young")} == more
+    assert {os.path.basename(item["path"]) for item in report.kept.items} == more
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize("after", [0, 3, 20])
+def test_a_shutdown_leaves_each_session_whole_or_gone(
+    area: Any,
+    many_sessions: Callable[[Any], None],
+    make_run: Callable[..., Run],
+    request_for: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
+    many_sessions(area)
+    monkeypatch.setattr(os, "unlink", slowly())
+    shutdown = Shutdown()
+
+    def stop(phase: str, done: int, _total: int) -> None:
+        if phase == "remove" and done >= after:
+            shutdown.request(signal.SIGTERM)
+
+    run = make_run(progress=stop, shutdown=shutdown)
+    report = prune.prune(request_for(area, "sessions", max_age="1d"), run)
+    left = whole_sessions(area)
+    assert report.interrupted
+    assert after <= report.removed.entries == 40 - len(left) < 40
+    assert report.bytes_before - report.bytes_after == report.removed.bytes
+    assert not any(name.startswith(".besom") for name in os.listdir(area.path))
+    assert not working()
+
+
+@pytest.mark.usefixtures("several")
+def test_sessions_that_killed_processes_were_at_are_finished_by_the_next_run(
+    area: Any,
+    many_sessions: Callable[[Any], None],
+    pruned: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many_sessions(area)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", slowly(after(40, killed)))
+        with pytest.raises(BesomError, match=r"ended by signal 9; .* [1-9][0-9]* of its entries"):
+            pruned(area, "sessions", max_age="1d")
+    assert not working()
+    assert any(name.startswith(".besom-trash-") for name in os.listdir(area.path))
+    whole_sessions(area)
+    assert not pruned(area, "sessions", max_age="1d").failures.total
+    assert sorted(os.listdir(area.path)) == ["young.dat", "young.json"]
+
+
 class Errand:
     """A worker that notes what it began and ended, and does what it is told in between."""
 
@@ -650,7 +784,7 @@ def test_children_of_a_killed_process_say_nothing(
     area: Any, request_for: Callable[..., Any], make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many_trees(area)
-    monkeypatch.setattr(tree_removal, "_INODES", 8)
+    monkeypatch.setattr(entry_removal, "_WORK", 8)
     monkeypatch.setattr(os, "unlink", slowly())
     said, into = os.pipe()
     pid = os.fork()

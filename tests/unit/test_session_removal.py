@@ -17,7 +17,6 @@ from besom.errors import UsageError
 from besom.policy import Hooks, Policy, Store
 from besom.prune import Request, orphans_of, prune
 from besom.root import Root
-from besom.session_removal import SessionRemover
 from besom.sessions import FOREIGN, PUT_BACK
 from besom.sweep import Temps, sweep
 from besom.tree import CHANGED, FOR_SESSIONS, Cursor
@@ -400,7 +399,7 @@ def test_a_session_that_cannot_be_verified_in_the_trash_is_put_back(
         put_back(source, trash, target, name, is_dir)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SessionRemover, "_enter", refused)
+        patch.setattr(session_removal._Hand, "_enter", refused)
         patch.setattr(session_removal, "put_back", some)
         report = pruned(area, "sessions", max_age="5d")
     ((_name, reason),) = reasons(report.failures).items()
@@ -436,16 +435,16 @@ def test_a_mishap_with_the_trash_fails_no_later_session(
             raise OSError(errno.ENFILE, "Too many open files in system")
         real(cursor, name)
 
-    remove = SessionRemover.remove
+    remove = session_removal._Hand.remove
 
-    def after(remover: SessionRemover, *arguments: Any) -> Any:
+    def after(hand: Any, row: Any) -> Any:
         for name in os.listdir(area.path):
             if name.startswith(".besom-trash-"):
                 os.rmdir(area.at(name))
-        return remove(remover, *arguments)
+        return remove(hand, row)
 
     monkeypatch.setattr(Cursor, "enter", enter)
-    monkeypatch.setattr(SessionRemover, "remove", after)
+    monkeypatch.setattr(session_removal._Hand, "remove", after)
     report = pruned(area, "sessions", max_age="5d")
     assert (report.removed.entries, report.failures.total) == (2, 1)
     assert area.names() == ["a.dat", "a.json"]
