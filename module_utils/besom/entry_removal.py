@@ -79,6 +79,9 @@ class EntryHand:
     def result(self) -> Removed:
         return self.outcome
 
+    def close(self) -> None:
+        """It holds nothing between two entries."""
+
     def work(self, job: list[Row]) -> None:
         for row in job:
             self.rate.wait(self.shutdown)

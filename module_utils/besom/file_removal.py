@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import compress
-from types import TracebackType
 from typing import Any, Callable
 
 from .effort import Rate
@@ -23,7 +22,6 @@ from .run import Run
 from .selection import Chunk
 from .shutdown import Shutdown
 from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
-from .workers import Turn
 
 # Files of a job: so few that all processes end at about the same time.
 _FILES = 256
@@ -109,8 +107,6 @@ class FileRemover(Remover[_Victims]):
     def __init__(self, found: Inventory, lru: bool, run: Run, total: Callable[[], int]) -> None:
         super().__init__(found, run, total, run.effort.workers)
         self.lru = lru
-        # Of two names of one inode the one that goes last frees it: two at work would both see two links.
-        self.linked = Turn()
 
     def add(self, chunk: Chunk, listed: Collection[str]) -> None:
         """Have the victims of a chunk removed; waits while much else is to be removed before.
@@ -168,14 +164,6 @@ class FileRemover(Remover[_Victims]):
                     heappush(todo, -parent)
         place.cursor.rise(0)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            super().__exit__(kind, error, trace)
-        finally:
-            self.linked.close()
-
 
 class _Hand:
     """Removes victims, in one thread; done, shutdown and parent as workers.Hire has them."""
@@ -194,8 +182,10 @@ class _Hand:
     def result(self) -> Removed:
         with suppress(OSError):
             self.place.rise()
-        self.place.cursor.rise(0)
         return self.outcome
+
+    def close(self) -> None:
+        self.place.cursor.rise(0)
 
     def left(self, cursor: Cursor, directory: int, ident: Ident) -> None:
         """Remove directory, which was left for its parent, if it was emptied here."""
@@ -272,7 +262,8 @@ class _Hand:
 
     def unlink_one_of_several(self, name: str, fd: int, seen: os.stat_result) -> int:
         """Unlink a name of an inode that had others when it was seen; returns the bytes that this frees."""
-        with self.all.linked:
+        # The one that goes last frees it: two at work would both see two links.
+        with self.all.turn:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size) != (
                 *(seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size),

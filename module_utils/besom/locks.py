@@ -8,9 +8,9 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Protocol
+from typing import TYPE_CHECKING, Callable, ClassVar, Protocol
 
 from .command_line import command_of
 from .errors import BesomError, LockHeld
@@ -75,8 +75,11 @@ class LockTable:
     """One reading of /proc/locks: which inodes are locked (flock, fcntl or lease), and by whom.
 
     It costs one read for any number of files and takes no lock, so a plan can ask it. Locks of
-    processes that this pid namespace cannot see are not in it; locks of this process are left out.
+    processes that this pid namespace cannot see are not in it; locks of this process are left out, and of
+    its company: other processes that work for the same run.
     """
+
+    company: ClassVar[Sequence[int]] = ()
 
     def __init__(self, text: bytes | None = None) -> None:
         if text is None:
@@ -87,7 +90,7 @@ class LockTable:
                 text = b""
         self._locks: dict[int, list[tuple[int, int]]] = {}
         self._plain: set[int] | None = None
-        own = os.getpid()
+        own = {os.getpid(), *self.company}
         for line in text.split(b"\n"):
             words = line.split()
             if len(words) < 8 or words[1] == b"->":
@@ -98,7 +101,7 @@ class LockTable:
                 pid = int(words[4])
             except (ValueError, OverflowError):
                 continue
-            if pid != own:
+            if pid not in own:
                 self._locks.setdefault(number, []).append((device, pid))
         # Looked at for every file: a set of plain numbers, empty more often than not.
         self.inodes = frozenset(self._locks)

@@ -16,7 +16,7 @@ from .run import Run
 from .shutdown import Shutdown
 from .tree import Removal
 from .units import printable
-from .workers import Worker, Workers
+from .workers import Turn, Worker, Workers
 
 Job = TypeVar("Job")
 # Device and inode.
@@ -94,6 +94,8 @@ class Remover(Generic[Job]):
         # Who has a rate to keep needs no company, and would have to agree with it.
         most = 1 if run.effort.max_rate else most
         self.alone = most == 1
+        # For what two at work must not do at once.
+        self.turn = Turn()
         self._workers: Workers[Job, Removed] = Workers(self.hire, self._tell, run.shutdown, most)
 
     def hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> Worker[Job, Removed]:
@@ -132,9 +134,13 @@ class Remover(Generic[Job]):
         self.run.progress("remove", self.done, self._total())
 
     def __enter__(self) -> Remover[Job]:
+        self._workers.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._workers.__exit__(kind, error, trace)
+        try:
+            self._workers.__exit__(kind, error, trace)
+        finally:
+            self.turn.close()

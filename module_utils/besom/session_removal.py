@@ -11,20 +11,18 @@ import errno
 import os
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Callable
 
 from .entry_removal import EntryHand, EntryRemover, Row
 from .inventory import OLDEST, Inventory, Pending
 from .locks import LockTable
-from .removal import Removed
 from .root import Root
 from .run import Run
 from .sessions import JSON, PUT_BACK, is_ours, look, names_of, parts_now
 from .shutdown import Shutdown
 from .tree import CHANGED, Blocked, Cursor, Removal, empty, hold, in_range, put_back, refusal
 from .units import printable
-from .workers import Turn, shared_numbers
+from .workers import shared_numbers
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # So many directories of a session are held by flock; of the others /proc/locks tells who holds them.
@@ -52,24 +50,15 @@ class SessionRemover(EntryRemover):
     def hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> EntryHand:
         return _Hand(self, done, shutdown, parent)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            super().__exit__(kind, error, trace)
-        finally:
-            self.listing.turn.close()
-
 
 class _Listing:
     """The names in a store: those that were read, until anybody but this run changes any; then those now.
 
-    All of it is for who has the turn.
+    All of it is for who has the turn of the remover.
     """
 
     def __init__(self, listed: int) -> None:
         """listed: the mtime (ns) of the store's directory when it was read."""
-        self.turn = Turn()
         # For all processes: that of the last listing, and how many there were after the reading.
         self._known = shared_numbers(2)
         self._known[0] = in_range(listed)
@@ -77,12 +66,18 @@ class _Listing:
 
     def differ(self, cursor: Cursor, id_: str, parts: Sequence[str]) -> bool:
         """Whether a session in the store that cursor stands in has other names by now than were read."""
-        now, known = in_range(os.fstat(cursor.fd).st_mtime_ns), self._known
+        now, known = _mtime(cursor), self._known
         if now != known[0]:
-            known[0], known[1] = now, known[1] + 1
+            # In this order, so that who is killed in between hides nothing.
+            known[1] += 1
+            known[0] = now
         if self._listings != known[1]:
             self._parts, self._listings = parts_now(cursor), known[1]
         return self._listings > 0 and sorted(self._parts.get(id_, ())) != sorted(parts)
+
+    def stands(self, cursor: Cursor) -> bool:
+        """Whether nobody but this run has changed the store since it was asked whether names differ."""
+        return self._known[0] == _mtime(cursor)
 
     def forget(self) -> None:
         """List them anew the next time."""
@@ -90,7 +85,11 @@ class _Listing:
 
     def changed(self, cursor: Cursor) -> None:
         """It was this run that has changed some."""
-        self._known[0] = in_range(os.fstat(cursor.fd).st_mtime_ns)
+        self._known[0] = _mtime(cursor)
+
+
+def _mtime(cursor: Cursor) -> int:
+    return in_range(os.fstat(cursor.fd).st_mtime_ns)
 
 
 class _Hand(EntryHand):
@@ -100,13 +99,9 @@ class _Hand(EntryHand):
         self, remover: SessionRemover, done: memoryview[int], shutdown: Shutdown, parent: int
     ) -> None:
         super().__init__(remover, done, shutdown, parent)
-        self._lru, self._listing = remover.lru, remover.listing
+        self._lru, self._listing, self._turn = remover.lru, remover.listing, remover.turn
         self._trash = ""
         self._lock = -1
-
-    def result(self) -> Removed:
-        self.close()
-        return super().result()
 
     def remove(self, row: Row) -> Removal:
         id_, *parts = row.name.split("/")
@@ -120,7 +115,7 @@ class _Hand(EntryHand):
                 found, seen, _st = look(cursor, names, LockTable(), thorough=True)
                 if seen != row.size or (self._lru and found.used > row.key):
                     return Removal(blocked=Blocked(path, CHANGED))
-                with self._listing.turn:
+                with self._turn:
                     if self._listing.differ(cursor, id_, parts):
                         return Removal(blocked=Blocked(path, CHANGED))
                     if found.blocked:
@@ -135,7 +130,7 @@ class _Hand(EntryHand):
                     if removal.blocked:
                         return removal
                     names = names[:-1]
-                    with self._listing.turn:
+                    with self._turn:
                         moved = self._move(names)
                     if self._back_if_changed(moved, names, idents):
                         return Removal(blocked=Blocked(path, CHANGED))
@@ -168,8 +163,11 @@ class _Hand(EntryHand):
     def close(self) -> None:
         """Remove the trash, if nothing is left in it."""
         if self._trash:
-            with suppress(OSError):
+            with self._turn, suppress(OSError):
+                known = self._listing.stands(self.cursor)
                 os.rmdir(self._trash, dir_fd=self.cursor.fd)
+                if known:
+                    self._listing.changed(self.cursor)
             self._trash = ""
         if self._lock >= 0:
             os.close(self._lock)
@@ -184,6 +182,7 @@ class _Hand(EntryHand):
     def _move(self, names: Names) -> Names:
         """Move names into the trash; returns those that the disk had room for there. Raises OSError."""
         cursor = self.cursor
+        known = self._listing.stands(cursor)
         self._listing.forget()
         if self._lock >= 0 and not os.fstat(self._lock).st_nlink:
             self.close()  # somebody cleans up empty directories
@@ -197,7 +196,8 @@ class _Hand(EntryHand):
                     return names[:count]
                 self._put_back(names[:count])
                 raise
-        self._listing.changed(cursor)
+        if known:
+            self._listing.changed(cursor)
         return names
 
     def _back_if_changed(self, moved: Names, names: Names, idents: dict[str, Ident]) -> bool:
@@ -256,7 +256,8 @@ class _Hand(EntryHand):
         """Move names back out of the trash. Raises OSError for what cannot be."""
         trash = self._trash
         try:
-            restore(self._lock, self.cursor.fd, names)
+            with self._turn:
+                restore(self._lock, self.cursor.fd, names)
         except OSError as error:
             self.close()  # the next session is not to lie beside what stays
             raise OSError(error.errno, f"{error.strerror}; some of it is still in {trash}") from error

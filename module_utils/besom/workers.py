@@ -28,6 +28,7 @@ from typing import Any, Callable, Generic, Protocol, TypeVar
 
 from .errors import BesomError
 from .guard import STOPPED
+from .locks import LockTable
 from .shutdown import Shutdown
 
 Job = TypeVar("Job")
@@ -92,7 +93,10 @@ class Worker(Protocol[_Given_contra, _Found_co]):
         """Do a job, or what a shutdown leaves of it."""
 
     def result(self) -> _Found_co:
-        """What came of all jobs; the last that is asked for."""
+        """What came of all jobs."""
+
+    def close(self) -> None:
+        """Let go of what it holds, whatever has come of its jobs; the last that is asked for."""
 
 
 # The number of what is done so far, to be counted up by the worker; what stops it; the process that its own
@@ -108,11 +112,12 @@ def shared_numbers(count: int) -> memoryview[int]:
 class Turn:
     """One at a time, of all threads of this process and of those that are forked from it.
 
-    It falls with who has it. A context manager, any number of times; close it at the end.
+    It falls with who has it, who may take it again meanwhile. A context manager, any number of times; close
+    it at the end.
     """
 
     def __init__(self) -> None:
-        self._pipe, self._here = os.pipe(), threading.Lock()
+        self._pipe, self._here, self._times = os.pipe(), threading.RLock(), 0
 
     def __enter__(self) -> Turn:
         self._here.acquire()
@@ -121,13 +126,16 @@ class Turn:
         except BaseException:
             self._here.release()
             raise
+        self._times += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._times -= 1
         try:
-            lockf(self._pipe[1], LOCK_UN)
+            if not self._times:
+                lockf(self._pipe[1], LOCK_UN)
         finally:
             self._here.release()
 
@@ -138,6 +146,7 @@ class Turn:
 
 @dataclass
 class _Process:
+    number: int
     pid: int
     # -1: it gets no more.
     jobs: int
@@ -260,9 +269,13 @@ class _Hands(Generic[Job, Result]):
 
     def results(self) -> list[Result]:
         """What came of all jobs. Raises the first error of any."""
-        if self._error is not None:
-            raise self._error
-        return [worker.result() for worker in self._workers]
+        try:
+            if self._error is not None:
+                raise self._error
+            return [worker.result() for worker in self._workers]
+        finally:
+            for worker in self._workers:
+                worker.close()
 
 
 class Workers(Generic[Job, Result]):
@@ -285,6 +298,9 @@ class Workers(Generic[Job, Result]):
         self._most_each = -(-most // self._processors)
         self._counts = shared_numbers(1 + self._processors * self._most_each)
         self._shares = shared_numbers(self._processors)
+        # Of this process and those that it forks, while they are there.
+        self._pids = shared_numbers(1 + self._processors)
+        self._pids[0] = os.getpid()
         self._processes: list[_Process] = []
         self._started = 0
         self._poll = select.poll()
@@ -322,9 +338,14 @@ class Workers(Generic[Job, Result]):
             self._wait()
         if self._here is not None:
             self._results.append(self._here.result())
-            self._here = None
+            self._close_here()
         self._tell()
         return self._results
+
+    def _close_here(self) -> None:
+        here, self._here = self._here, None
+        if here is not None:
+            here.close()
 
     def _do_here(self, job: Job) -> None:
         if self._here is None:
@@ -424,7 +445,9 @@ class Workers(Generic[Job, Result]):
         os.close(jobs)
         os.close(to_news)
         os.set_blocking(to_jobs, False)
-        return _Process(pid, to_jobs, news, self._shares[self._started : self._started + 1])
+        number = self._started
+        self._pids[1 + number] = pid
+        return _Process(number, pid, to_jobs, news, self._shares[number : number + 1])
 
     def _serve(self, source: int, sink: int, others: Sequence[int], parent: int) -> None:
         """Do the jobs that come from source, in the child, and end."""
@@ -513,6 +536,7 @@ class Workers(Generic[Job, Result]):
 
     def _end(self, process: _Process) -> None:
         self._processes.remove(process)
+        self._pids[1 + process.number] = 0
         self._poll.unregister(process.news)
         os.close(process.news)
         process.dismiss()
@@ -529,6 +553,7 @@ class Workers(Generic[Job, Result]):
         self._results += result
 
     def __enter__(self) -> Workers[Job, Result]:
+        LockTable.company = self._pids
         return self
 
     def __exit__(
@@ -540,3 +565,5 @@ class Workers(Generic[Job, Result]):
             # The first error is the one that counts.
             with suppress(Exception):
                 self._hear(-1)
+        LockTable.company = ()
+        self._close_here()

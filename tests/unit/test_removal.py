@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from besom import entry_removal, inventory, prune, session_removal, workers
 from besom.effort import Effort
 from besom.errors import BesomError
+from besom.locks import LockTable
 from besom.run import Run
 from besom.shutdown import Shutdown
 from besom.workers import Pace
@@ -412,8 +413,42 @@ def many_trees(area: Any) -> None:
     area.tree("young", 0, {"file": 4096})
 
 
+class Many(NamedTuple):
+    """A store of forty old entries and a young one, of either layout whose entries go whole."""
+
+    layout: str
+    make: Callable[[Any], None]
+    # What somebody else does to three of them: the names that change, and the one that is locked.
+    others: tuple[str, ...]
+    lock: str
+    # The names of one entry in the store, and what is in it below.
+    names: tuple[str, ...]
+    below: int
+
+    def whole(self, area: Any) -> set[str]:
+        """The ids of the old entries; none of them is there in part."""
+        names = {name for name in os.listdir(area.path) if name[:2].isdigit()}
+        ids = {name[:2] for name in names}
+        assert names == {id_ + ending for id_ in ids for ending in self.names}
+        assert all(len(everything(area, id_ + self.names[-1])) == self.below for id_ in ids)
+        return ids
+
+
+@pytest.fixture(params=["trees", "sessions"])
+def many(request: pytest.FixtureRequest, session: Callable[..., None]) -> Many:
+    if request.param == "trees":
+        return Many("trees", many_trees, ("03/a/more", "20/b/1"), "07/b/2", ("",), 8)
+
+    def make(area: Any) -> None:
+        for number in range(40):
+            session(area, f"{number:02}", days=9, blobs={".dat": 4096, ".d/": 4096})
+        session(area, "young", days=0.01)
+
+    return Many("sessions", make, ("03.more", "20.dat"), "07.d/sub/two", (".json", ".dat", ".d"), 3)
+
+
 @pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
-def test_of_trees_what_several_leave_is_what_one_leaves(
+def test_of_what_goes_whole_several_leave_what_one_leaves(
     area: Any,
     make_area: Callable[[str], Any],
     make_run: Callable[..., Run],
@@ -421,25 +456,30 @@ def test_of_trees_what_several_leave_is_what_one_leaves(
     hold: Callable[..., Any],
     limits: Any,
     several: int,
+    many: Many,
 ) -> None:
+    """After the plan a name is added to one, a file of another changed, and one of a third locked."""
     other = make_area("other")
     seen: set[int] = set()
     held: set[int] = set()
     reports = []
     for store, effort in ((area, Effort()), (other, Effort(workers=1))):
-        many_trees(store)
+        many.make(store)
         run = make_run(effort=effort, progress=lambda *_: seen.update(working()))
         with prune.Root(str(store.path)) as root:
-            planned = prune.plan(request_for(store, "trees", **limits), root, run, thorough=False)
-            store.file("03/a/more", days=9)
-            held.add(hold(store.at("07/b/2")).pid)
+            planned = prune.plan(request_for(store, many.layout, **limits), root, run, thorough=False)
+            for name in many.others:
+                store.file(name, days=8)
+            held.add(hold(store.at(many.lock)).pid)
             reports.append(prune._Execution(planned, run).execute())
-        assert set(os.listdir(store.path)) == {"03", "07", "young"}
-        assert {os.path.basename(item["path"]) for item in reports[-1].kept.items} == {"03", "2"}
-        assert not {"03", "07"} & {os.path.basename(item["path"]) for item in reports[-1].victims.items}
+        assert {name.partition(".")[0] for name in os.listdir(store.path)} == {"03", "07", "20", "young"}
+        assert reports[-1].kept.total == 3
+        gone = {os.path.basename(item["path"])[:2] for item in reports[-1].victims.items}
+        assert len(gone) == 37
+        assert not {"03", "07", "20"} & gone
     assert len(seen - held) >= several
     assert parts(reports[0]) == parts(reports[1])
-    assert reports[0].removed.entries == 38
+    assert reports[0].removed.entries == 37
     assert working() == held
 
 
@@ -459,14 +499,15 @@ def test_trees_that_share_an_inode_free_it_with_the_last_of_them(
 
 @pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("after", [0, 3, 20])
-def test_a_shutdown_leaves_each_tree_whole_or_gone(
+def test_a_shutdown_leaves_each_entry_whole_or_gone(
     area: Any,
+    many: Many,
     make_run: Callable[..., Run],
     request_for: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
-    many_trees(area)
+    many.make(area)
     monkeypatch.setattr(os, "unlink", slowly())
     shutdown = Shutdown()
 
@@ -475,94 +516,37 @@ def test_a_shutdown_leaves_each_tree_whole_or_gone(
             shutdown.request(signal.SIGTERM)
 
     run = make_run(progress=stop, shutdown=shutdown)
-    report = prune.prune(request_for(area, "trees", max_age="1d"), run)
-    left = [name for name in os.listdir(area.path) if name != "young"]
+    report = prune.prune(request_for(area, many.layout, max_age="1d"), run)
     assert report.interrupted
-    assert after <= report.removed.entries == 40 - len(left) < 40
-    assert all(len(everything(area, name)) == 8 for name in left)
+    assert after <= report.removed.entries == 40 - len(many.whole(area)) < 40
     assert report.bytes_before - report.bytes_after == report.removed.bytes
+    assert not any(name.startswith(".besom") for name in os.listdir(area.path))
     assert not working()
 
 
 @pytest.mark.usefixtures("several")
-def test_a_tree_that_a_killed_process_was_at_is_finished_by_the_next_run(
-    area: Any, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_entries_that_killed_processes_were_at_are_finished_by_the_next_run(
+    area: Any, many: Many, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many_trees(area)
+    many.make(area)
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", slowly(after(40, killed)))
         with pytest.raises(BesomError, match=r"ended by signal 9; .* [1-9][0-9]* of its entries"):
-            pruned(area, "trees", max_age="1d")
+            pruned(area, many.layout, max_age="1d")
     assert not working()
     assert any(name.startswith(".besom-trash-") for name in os.listdir(area.path))
-    assert all(len(everything(area, name)) == 8 for name in os.listdir(area.path) if name.isdigit())
-    assert not pruned(area, "trees", max_age="1d").failures.total
-    assert os.listdir(area.path) == ["young"]
-
-
-@pytest.fixture
-def many_sessions(session: Callable[..., None]) -> Callable[[Any], None]:
-    """Forty old sessions of five inodes each, and a young one."""
-
-    def make(area: Any) -> None:
-        for number in range(40):
-            session(area, f"{number:02}", days=9, blobs={".dat": 4096, ".d/": 4096})
-        session(area, "young", days=0.01)
-
-    return make
-
-
-def whole_sessions(area: Any) -> set[str]:
-    """The ids of those that have all of their names; none has only some."""
-    its: dict[str, set[str]] = {}
-    for name in os.listdir(area.path):
-        id_, _, ending = name.partition(".")
-        its.setdefault(id_, set()).add(ending)
-    assert all(endings == {"json", "dat", "d"} for id_, endings in its.items() if id_ not in ("", "young"))
-    return its.keys() - {"", "young"}
-
-
-@pytest.mark.parametrize("limits", [{"max_age": "1d"}, {"max_entries": 1}], ids=["by age", "by number"])
-def test_of_sessions_what_several_leave_is_what_one_leaves(
-    area: Any,
-    make_area: Callable[[str], Any],
-    many_sessions: Callable[[Any], None],
-    make_run: Callable[..., Run],
-    request_for: Any,
-    hold: Callable[..., Any],
-    limits: Any,
-    several: int,
-) -> None:
-    """Of one, a blob was added and one was changed after the plan, and one is in use."""
-    other = make_area("other")
-    seen: set[int] = set()
-    held: set[int] = set()
-    reports = []
-    for store, effort in ((area, Effort()), (other, Effort(workers=1))):
-        many_sessions(store)
-        run = make_run(effort=effort, progress=lambda *_: seen.update(working()))
-        with prune.Root(str(store.path)) as root:
-            planned = prune.plan(request_for(store, "sessions", **limits), root, run, thorough=False)
-            store.file("33.more", days=9)
-            store.file("20.dat", days=8)
-            held.add(hold(store.at("07.d/sub/two")).pid)
-            reports.append(prune._Execution(planned, run).execute())
-        names = {f"{id_}.{ending}" for id_ in ("07", "20", "33") for ending in ("json", "dat", "d")}
-        assert set(os.listdir(store.path)) == names | {"33.more", "young.json", "young.dat"}
-        kept = {os.path.basename(item["path"]) for item in reports[-1].kept.items}
-        assert kept == {"two", "20", "33"}
-    assert len(seen - held) >= several
-    assert parts(reports[0]) == parts(reports[1])
-    assert reports[0].removed.entries == 37
-    assert working() == held
+    many.whole(area)
+    assert not pruned(area, many.layout, max_age="1d").failures.total
+    assert {name.partition(".")[0] for name in os.listdir(area.path)} == {"young"}
 
 
 @pytest.mark.usefixtures("several")
+@pytest.mark.parametrize("many", ["sessions"], indirect=True)
 def test_a_session_that_gets_a_blob_while_others_go_stays(
-    area: Any, many_sessions: Callable[[Any], None], pruned: Callable[..., Any]
+    area: Any, many: Many, pruned: Callable[..., Any]
 ) -> None:
     """The run changes the store itself all the time; what somebody else does there is seen all the same."""
-    many_sessions(area)
+    many.make(area)
     move, done = session_removal._Hand._move, workers.shared_numbers(1)
 
     def moved(hand: Any, names: Any) -> Any:
@@ -570,7 +554,7 @@ def test_a_session_that_gets_a_blob_while_others_go_stays(
         done[0] += 1
         if done[0] == 5:
             mtime = os.stat(area.path).st_mtime_ns
-            for id_ in sorted(whole_sessions(area))[-9:]:
+            for id_ in sorted(many.whole(area))[-9:]:
                 area.file(f"{id_}.more", days=9)
             # Within one tick of its clock a kernel does not tell two changes apart.
             while os.stat(area.path).st_mtime_ns == mtime:
@@ -588,50 +572,72 @@ def test_a_session_that_gets_a_blob_while_others_go_stays(
 
 
 @pytest.mark.usefixtures("several")
-@pytest.mark.parametrize("after", [0, 3, 20])
-def test_a_shutdown_leaves_each_session_whole_or_gone(
-    area: Any,
-    many_sessions: Callable[[Any], None],
-    make_run: Callable[..., Run],
-    request_for: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    after: int,
+@pytest.mark.parametrize("many", ["sessions"], indirect=True)
+def test_where_nobody_else_is_the_store_is_not_listed_anew(
+    area: Any, many: Many, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many_sessions(area)
-    monkeypatch.setattr(os, "unlink", slowly())
-    shutdown = Shutdown()
+    """Also by those that go on when others have removed their trashes."""
+    many.make(area)
+    listed, parts_now = workers.shared_numbers(1), session_removal.parts_now
 
-    def stop(phase: str, done: int, _total: int) -> None:
-        if phase == "remove" and done >= after:
-            shutdown.request(signal.SIGTERM)
+    def counted(cursor: Any) -> Any:
+        listed[0] += 1
+        return parts_now(cursor)
 
-    run = make_run(progress=stop, shutdown=shutdown)
-    report = prune.prune(request_for(area, "sessions", max_age="1d"), run)
-    left = whole_sessions(area)
-    assert report.interrupted
-    assert after <= report.removed.entries == 40 - len(left) < 40
-    assert report.bytes_before - report.bytes_after == report.removed.bytes
-    assert not any(name.startswith(".besom") for name in os.listdir(area.path))
-    assert not working()
+    monkeypatch.setattr(session_removal, "parts_now", counted)
+    assert pruned(area, "sessions", max_age="1d").removed.entries == 40
+    assert listed[0] == 0
 
 
 @pytest.mark.usefixtures("several")
-def test_sessions_that_killed_processes_were_at_are_finished_by_the_next_run(
+@pytest.mark.parametrize("many", ["sessions"], indirect=True)
+def test_locks_of_the_run_that_one_works_for_are_nobody_elses(
+    area: Any, many: Many, pruned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On btrfs they are told by the number of the inode alone, which subvolumes share."""
+    many.make(area)
+    looked, identify = workers.shared_numbers(2), session_removal._identify
+
+    def look(*arguments: Any) -> Any:
+        st = os.stat(area.path)
+        looked[0] += 1
+        looked[1] += LockTable().holder(st.st_dev, st.st_ino) is not None
+        return identify(*arguments)
+
+    monkeypatch.setattr(session_removal, "_identify", look)
+    pruned(area, "sessions", max_age="1d")
+    assert looked[0] >= 30
+    assert looked[1] == 0
+
+
+@pytest.mark.parametrize("effort", [Effort(), Effort(workers=1)], ids=["several", "one"])
+@pytest.mark.parametrize("many", ["sessions"], indirect=True)
+def test_after_an_error_no_trash_is_held_on_to(
     area: Any,
-    many_sessions: Callable[[Any], None],
-    pruned: Callable[..., Any],
+    many: Many,
+    make_run: Callable[..., Run],
+    request_for: Callable[..., Any],
+    effort: Effort,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    many_sessions(area)
+    """Or a daemon, which lives on, would find it locked by itself."""
+    many.make(area)
+    identify, calls = session_removal._identify, iter(range(12))
+    before = os.listdir("/proc/self/fd")
+
+    def short(*arguments: Any) -> Any:
+        if next(calls, None) is None:
+            raise MemoryError
+        return identify(*arguments)
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", slowly(after(40, killed)))
-        with pytest.raises(BesomError, match=r"ended by signal 9; .* [1-9][0-9]* of its entries"):
-            pruned(area, "sessions", max_age="1d")
-    assert not working()
-    assert any(name.startswith(".besom-trash-") for name in os.listdir(area.path))
-    whole_sessions(area)
-    assert not pruned(area, "sessions", max_age="1d").failures.total
-    assert sorted(os.listdir(area.path)) == ["young.dat", "young.json"]
+        patch.setattr(session_removal, "_identify", short)
+        patch.setattr(entry_removal, "_WORK", 8)
+        with pytest.raises(MemoryError):
+            prune.prune(request_for(area, "sessions", max_age="1d"), make_run(effort=effort))
+    assert os.listdir("/proc/self/fd") == before
+    assert not any(name.startswith(".besom") for name in os.listdir(area.path))
+    assert 0 < len(many.whole(area)) < 40
 
 
 class Errand:
@@ -653,6 +659,9 @@ class Errand:
 
     def result(self) -> str:
         return "well"
+
+    def close(self) -> None:
+        self.note("closed")
 
 
 def nap() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from besom import session_removal
+from besom import session_removal, sessions
 from besom.durable_tree import remove_orphans
 from besom.errors import UsageError
 from besom.policy import Hooks, Policy, Store
@@ -448,6 +448,27 @@ def test_a_mishap_with_the_trash_fails_no_later_session(
     report = pruned(area, "sessions", max_age="5d")
     assert (report.removed.entries, report.failures.total) == (2, 1)
     assert area.names() == ["a.dat", "a.json"]
+
+
+def test_a_listing_is_not_disturbed_by_who_begins_at_the_same_store(
+    area: Any, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More names than the kernel gives at once; of an open directory all forks share the place to go on."""
+    for number in range(900):
+        session(area, f"{number:03}", days=9, blobs={".with-a-long-name-of-its-own": 1})
+    with Root(str(area.path)) as root:
+        cursor, is_own, seen = Cursor(root), sessions.is_own, []
+
+        def another(name: str) -> bool:
+            seen.append(name)
+            if len(seen) in (600, 1200):
+                Cursor(root)
+            return is_own(name)
+
+        monkeypatch.setattr(sessions, "is_own", another)
+        parts = sessions.parts_now(cursor)
+    assert len(seen) == 1800
+    assert set(map(tuple, parts.values())) == {("f.with-a-long-name-of-its-own",)}
 
 
 def test_a_full_disk_does_not_keep_what_was_begun(
