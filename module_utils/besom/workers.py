@@ -42,7 +42,7 @@ _WINDOW_S = 0.1
 _LEAST = 50
 _GAIN = 1.05
 # A trial, and what is between two of them, in windows: who has lost one is tried less and less often.
-_LOOK, _REST, _LONGEST_REST = 3, 20, 160
+_LOOK, _REST, _LONGEST_REST = 2, 30, 240
 _TELL_MS = 20
 # Jobs that one process has beside those at hand: enough that nobody waits for somebody else at every turn.
 _AHEAD = 5
@@ -69,8 +69,8 @@ class Pace:
         self._rates.append(rate)
         if len(self._rates) < self._rest:
             return self.size
-        # In the first two after a change, as many as before were at work in a part of the time.
-        recent = (self._rates[2:] or self._rates)[-_REST:]
+        # In the first after a change, as many as before were at work in a part of the time.
+        recent = (self._rates[1:] or self._rates)[-_REST:]
         reached = sum(recent) / len(recent)
         trial, better = self._before > 0, reached > self._before * _GAIN
         if trial and better:
