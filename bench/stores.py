@@ -130,10 +130,7 @@ class Stores:
         return Contender(name, run, bars, program=program)
 
     def age(self) -> Iterator[Contest]:
-        most: dict[str, tuple[Bar, ...]] = {}
-        # Of fewer files, what a program needs to start counts for much.
-        if self.files >= 200_000:
-            most = {MEMORY: (Bar("ratio", 1.2),), DISK: (Bar("ratio", 0.3),) if self.on_a_disk else ()}
+        most = {MEMORY: (Bar("ratio", 1.2),)} | ({DISK: (Bar("ratio", 0.3),)} if self.on_a_disk else {})
         for state in self.states:
             yield Contest(
                 "age",
@@ -162,7 +159,7 @@ class Stores:
             return self.contender(f"{TO_HALF} --order lru", to_half, younger_half, state=state)
 
         for state in self.states:
-            bars = (Bar("ratio", 0.4),) if state == DISK and self.on_a_disk and self.large else ()
+            bars = (Bar("ratio", 0.4),) if state == DISK and self.on_a_disk else ()
             yield Contest(
                 "size",
                 self.title("Size prune to half, oldest first", state),

@@ -80,7 +80,7 @@ class EntryHand:
         return self.outcome
 
     def close(self) -> None:
-        """It holds nothing between two entries."""
+        self.cursor.rise(0)
 
     def work(self, job: list[Row]) -> None:
         for row in job:

@@ -162,6 +162,7 @@ class _Hand(EntryHand):
 
     def close(self) -> None:
         """Remove the trash, if nothing is left in it."""
+        super().close()
         if self._trash:
             with self._turn, suppress(OSError):
                 known = self._listing.stands(self.cursor)

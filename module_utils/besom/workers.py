@@ -41,8 +41,9 @@ _FIRST = 2
 _WINDOW_S = 0.1
 _LEAST = 50
 _GAIN = 1.05
-# A trial, and what is between two of them, in windows: who has lost one is tried less and less often.
-_LOOK, _REST, _LONGEST_REST = 2, 30, 240
+# A trial, and what is between two of them, in windows: soon after one that was lost, which may have been by
+# chance, later after one that was won, and less and less often.
+_LOOK, _SOON, _REST, _LONGEST_REST = 2, 5, 30, 240
 _TELL_MS = 20
 # Jobs that one process has beside those at hand: enough that nobody waits for somebody else at every turn.
 _AHEAD = 5
@@ -62,7 +63,7 @@ class Pace:
         # What was reached since the last change; by those before it, when that was for a trial.
         self._rates: list[float] = []
         self._before = 0.0
-        self._rest, self._next_rest = 1, _REST
+        self._rest, self._next_rest = 1, _SOON
 
     def observe(self, rate: float) -> int:
         """Take note of a rate that was reached by so many; returns how many there should be now."""
@@ -338,14 +339,8 @@ class Workers(Generic[Job, Result]):
             self._wait()
         if self._here is not None:
             self._results.append(self._here.result())
-            self._close_here()
         self._tell()
         return self._results
-
-    def _close_here(self) -> None:
-        here, self._here = self._here, None
-        if here is not None:
-            here.close()
 
     def _do_here(self, job: Job) -> None:
         if self._here is None:
@@ -566,4 +561,5 @@ class Workers(Generic[Job, Result]):
             with suppress(Exception):
                 self._hear(-1)
         LockTable.company = ()
-        self._close_here()
+        if self._here is not None:
+            self._here.close()
