@@ -9,19 +9,21 @@ from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import compress
 from typing import Any, Callable
 
 from .effort import Rate
-from .inventory import Directories, Inventory
+from .inventory import Criteria, Directories, Inventory, candidates
 from .locks import LockTable
 from .removal import Ident, Removed, Remover
+from .report import CAP
 from .root import Root
 from .run import Run
 from .selection import Chunk
 from .shutdown import Shutdown
-from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
+from .tree import CHANGED, Cursor, MountPoint, Sums, file_forbids, in_range
 
 # Files of a job: so few that all processes end at about the same time.
 _FILES = 256
@@ -85,6 +87,22 @@ class _Victims:
     listed: Collection[str]
 
 
+@dataclass
+class _Names:
+    """Names in one directory that are to be looked at, and removed where they may go.
+
+    number: of this job among all; ident: of the directory; ways, standing: as with victims.
+    """
+
+    number: int
+    criteria: Criteria
+    where: int
+    ident: Ident
+    names: list[str]
+    ways: dict[int, tuple[int, str]]
+    standing: list[int]
+
+
 class _Ways(Directories):
     """The directories on the way to the victims at hand."""
 
@@ -98,8 +116,9 @@ class _Ways(Directories):
         self.names = {one: name for one, (_parent, name) in known.items()}
 
 
-class FileRemover(Remover[_Victims]):
-    """Removes the victims of the chunks that it is given, then the directories that this left empty.
+class FileRemover(Remover["_Victims | _Names"]):
+    """Removes the victims of the chunks that it is given, and what may go of the names that it is given; then
+    the directories that this left empty.
 
     lru: one that was read since counts as changed.
     """
@@ -107,6 +126,7 @@ class FileRemover(Remover[_Victims]):
     def __init__(self, found: Inventory, lru: bool, run: Run, total: Callable[[], int]) -> None:
         super().__init__(found, run, total, run.effort.workers)
         self.lru = lru
+        self._looks = 0
 
     def add(self, chunk: Chunk, listed: Collection[str]) -> None:
         """Have the victims of a chunk removed; waits while much else is to be removed before.
@@ -128,6 +148,14 @@ class FileRemover(Remover[_Victims]):
         for start in range(0, len(columns[0]), _FILES):
             its = tuple(column[start : start + _FILES] for column in columns)
             self.give(_Victims(chunk.device, its, self._ways_to(set(its[1])), standing, listed))
+
+    def look(self, criteria: Criteria, where: int, ident: Ident, names: list[str]) -> None:
+        """Have those of some names in a directory removed that may go; waits as add does."""
+        ways, standing = self._ways_to([where]), self.found.standing[:]
+        for start in range(0, len(names), _FILES):
+            its = names[start : start + _FILES]
+            self.give(_Names(self._looks, criteria, where, ident, its, ways, standing))
+            self._looks += 1
 
     def _ways_to(self, directories: Iterable[int]) -> dict[int, tuple[int, str]]:
         """Parent and name of each directory on the way to one of these."""
@@ -182,6 +210,8 @@ class _Hand:
     def result(self) -> Removed:
         with suppress(OSError):
             self.place.rise()
+        if self.outcome.seen is not None and self.outcome.seen.chunks:
+            self.outcome.seen.chunks[-1].seal()
         return self.outcome
 
     def close(self) -> None:
@@ -201,11 +231,71 @@ class _Hand:
             _remove_directory(self.ways.names[directory], cursor.fd, ident)
             self.touched.add(self.ways.parents[directory])
 
-    def work(self, job: _Victims) -> None:
+    def work(self, job: _Victims | _Names) -> None:
         if self.shutdown.signum:
             return
         self.ways.now(job.ways, self.place.way)
-        self.standing, self.listed = set(job.standing), set(job.listed)
+        self.standing = set(job.standing)
+        if isinstance(job, _Names):
+            self.listed = ()
+            self.look(job)
+        else:
+            self.listed = set(job.listed)
+            self.remove(job)
+
+    def look(self, job: _Names) -> None:
+        """Remove what may go of some names, each as soon as it was looked at."""
+        outcome, where, place = self.outcome, job.where, self.place
+        if outcome.seen is None:
+            outcome.seen = Inventory(self.all.found.root, not job.criteria.lru)
+        seen, table = outcome.seen, LockTable()
+        error = place.go(where)
+        fd = place.cursor.fd
+        if error:
+            seen.refused(self.ways.path(self.ways.parents[where], self.ways.names[where]), error)
+            return
+        why = CHANGED if place.cursor.ident != job.ident else _in_use(place.cursor, table)
+        if why:
+            seen.kept.add(place.cursor.path(), why)
+            return
+        done, victims, before = self.done, outcome.victims, self.done[0]
+        shutdown, parent, unlink, getppid = self.shutdown, self.parent, os.unlink, os.getppid
+        sums, path = Sums(os.fstat(fd)), partial(self.ways.path, where)
+        its = candidates(job.criteria, seen, sums, job.names, fd, path, table)
+        gone = held = 0
+        try:
+            for name, st, mtime, key, size, link in its:
+                # Nobody would hear of what is done for a parent that was killed.
+                if shutdown.signum or (parent and getppid() != parent):
+                    break
+                if link is not None:
+                    # What it frees is known only once all names of it are.
+                    seen.room_for(link, st.st_dev).append(name, where, st, mtime, key, size)
+                    continue
+                try:
+                    unlink(name, dir_fd=fd)
+                except OSError as refused:
+                    self.refused(where, name, fd, refused, size)
+                    outcome.planned.add(1, size)
+                    continue
+                gone += 1
+                held += size
+                done[0] = before + gone
+                if len(victims) < CAP:
+                    victims.append((job.number, key, path(name), size))
+        except OSError as refused:
+            seen.refused(place.cursor.path(), refused)
+        finally:
+            its.close()
+            seen.count(sums)
+            outcome.planned.add(gone, held)
+            outcome.removed.add(gone, held)
+            outcome.usage += held
+            if gone:
+                self.touched.add(where)
+
+    def remove(self, job: _Victims) -> None:
+        """Remove victims that are as they were when they were planned."""
         shutdown, lru, place, parent = self.shutdown, self.all.lru, self.place, self.parent
         outcome, removed, done = self.outcome, self.outcome.removed, self.done
         rate, touch = self.rate, self.touched.add

@@ -11,9 +11,9 @@ import os
 import re
 import stat
 from array import array
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 from .locks import LockTable
 from .own_names import OWNED
@@ -47,6 +47,9 @@ OLDEST = -(2**63)
 YOUNGEST = 2**63 - 1
 # So many tables that are about to be taken stay open: packing them takes longer than it saves.
 _OPEN = 8
+# Names of a directory that are listed before any of them goes. Some file systems do not list a directory well
+# from which names go meanwhile; that of a larger one would take memory.
+_LISTED = 1 << 14
 # As many anomalies are named to somebody who asks for all.
 ALL = 100_000
 
@@ -64,11 +67,34 @@ class _Link:
     position: int = -1
 
 
+@dataclass(frozen=True)
+class Criteria:
+    """Which files of a store are entries, and which of those may go: as the parameters of read_files."""
+
+    lru: bool = False
+    horizon: int = YOUNGEST
+    grace: int = YOUNGEST
+    only: re.Pattern[str] | None = None
+    whole: bool = False
+
+
 class Taker(Protocol):
     """Takes entries while others are still read, so that they need not be kept."""
 
+    @property
+    def looks(self) -> bool:
+        """Whether it may be given names that nobody has looked at."""
+
     def take(self, found: Inventory, chunk: Chunk) -> None:
         """Take a chunk, sealed or not; the reading waits for that."""
+
+    def look(
+        self, found: Inventory, criteria: Criteria, where: int, ident: tuple[int, int], names: list[str]
+    ) -> None:
+        """Look at names of a directory, which is where and has that identity; take those that may go."""
+
+    def settle(self) -> None:
+        """End of the reading: what was looked at is in the inventory then. Raises Interrupted."""
 
 
 class Directories:
@@ -214,6 +240,20 @@ class Inventory(Directories):
             chunks.append(chunk)
         return chunk
 
+    def room_for(self, link: _Link, device: int) -> Chunk:
+        """The same for a name of an inode that has several, whose bytes are known only in the end."""
+        chunk = self.room(device)
+        link.listed += 1
+        link.chunk, link.position = len(self.chunks) - 1, len(chunk)
+        return chunk
+
+    def count(self, sums: Sums) -> None:
+        """Count what the entries of a directory come to."""
+        self.usage += sums.usage
+        self.entries += sums.entries
+        if sums.entries:
+            self.span(sums.oldest, sums.newest)
+
     def span(self, oldest: int, newest: int) -> None:
         self.oldest = oldest if self.oldest is None else min(oldest, self.oldest)
         self.newest = newest if self.newest is None else max(newest, self.newest)
@@ -263,6 +303,26 @@ class Inventory(Directories):
             freed -= 0 if last and link.seen >= link.links else shared
         return size, freed
 
+    def merge(self, other: Inventory) -> None:
+        """Add what was found of the same store elsewhere; the tables of both are sealed."""
+        self.usage += other.usage
+        self.entries += other.entries
+        self.young += other.young
+        if other.oldest is not None and other.newest is not None:
+            self.span(other.oldest, other.newest)
+        self.kept.extend(other.kept)
+        self.anomalies.extend(other.anomalies)
+        before = len(self.chunks)
+        self.chunks += other.chunks
+        for ident, link in other.links.items():
+            mine = self.links.setdefault(ident, _Link(link.links, link.size))
+            if mine.seen:
+                self.usage -= link.size
+            mine.seen += link.seen
+            mine.listed += link.listed
+            if link.listed:
+                mine.chunk, mine.position = before + link.chunk, link.position
+
     def measure_trash(
         self, table: LockTable, forecast: Forecast, beside: Mapping[str, Measure] | None = None
     ) -> None:
@@ -303,6 +363,89 @@ class Looked:
     oldest_unread: int
 
 
+# An entry that may go: name, stat, mtime and key (ns), bytes, and the inode if that has several links.
+Candidate = tuple[str, os.stat_result, int, int, int, Optional[_Link]]
+
+
+def candidates(
+    criteria: Criteria,
+    found: Inventory,
+    sums: Sums,
+    names: Iterable[str],
+    fd: int,
+    path: Callable[[str], str],
+    table: LockTable,
+) -> Generator[Candidate, None, None]:
+    """Look at names of the directory open as fd, none of them a directory or mounted on; those that may go.
+
+    Each was looked at just before it is given. What all come to is added to sums, kept, young and
+    links. Raises OSError.
+    """
+    lru, horizon, grace, only = criteria.lru, criteria.horizon, criteria.grace, criteria.only
+    locked, links, device, stat = table.inodes, found.links, sums.own.st_dev, os.stat
+    usage = entries = young = 0
+    oldest, newest, low, high = sums.oldest, sums.newest, sums.low, sums.high
+    try:
+        for name in names:
+            try:
+                st = stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            kind = st.st_mode & 0o170000
+            if kind != 0o100000 and kind != 0o120000:
+                # What has become a directory since is looked into next time.
+                if kind != 0o040000:
+                    found.kept.add(path(name), "is a socket, FIFO or device")
+                continue
+            if only is not None and not only.fullmatch(name):
+                continue
+            entries += 1
+            size = st.st_blocks * 512
+            inode = st.st_ino
+            if inode > high:
+                high = inode
+            elif inode < low:
+                low = inode
+            key = mtime = st.st_mtime_ns
+            if not EARLIEST <= mtime <= LATEST:
+                key = mtime = in_range(mtime)
+            if lru and st.st_atime_ns > key:
+                key = in_range(st.st_atime_ns)
+            if key < oldest:
+                oldest = key
+            if key > newest:
+                newest = key
+            link = None
+            if st.st_nlink > 1:
+                ident = (st.st_dev, inode)
+                sums.shared.append((*ident, size))
+                link = links.get(ident)
+                if link is None:
+                    link = links[ident] = _Link(st.st_nlink, size)
+                    found.usage += size
+                link.seen += 1
+                size = 0  # its last link gets it, once all are known
+            else:
+                usage += size
+            if st.st_dev != device:
+                sums.strange = True
+            if key >= horizon:
+                young += key > grace
+                continue
+            if inode in locked:
+                holder = table.holder(st.st_dev, inode)
+                if holder:
+                    found.kept.add(path(name), f"in use: locked by {holder}")
+                    if not criteria.whole:
+                        continue
+            yield name, st, mtime, key, size, link
+    finally:
+        sums.usage += usage
+        sums.entries += entries
+        sums.oldest, sums.newest, sums.low, sums.high = oldest, newest, low, high
+        found.young += young
+
+
 def read_files(
     root: Root,
     run: Run,
@@ -319,17 +462,20 @@ def read_files(
     lru: age is the later of atime and mtime. horizon: an entry whose key (ns) is not below it is
     counted and not listed; grace: the youngest key that may go. only: other names are no entries.
     whole: chunks have the entries that could not be removed as well, and every anomaly is named.
-    taker: gets all that is listed but what has several links, whose bytes are known only in the end.
+    taker: gets all that is listed but what has several links, whose bytes are known only in the end; from
+    the first on that may go, it looks by itself.
     companion: what it does not have scanned is not in the inventory. Raises Interrupted between two
     directories, and between two files of a large one.
     """
     found, forecast = Inventory(root, by_mtime=not lru), run.forecast
+    criteria = Criteria(lru, horizon, grace, only, whole)
     found.anomalies.cap = ALL if whole else CAP
     cursor, table = Cursor(root), LockTable()
-    mounted, locked, links = cursor.mounted, table.inodes, found.links
+    mounted, locked = cursor.mounted, table.inodes
     way, doing = found.standing, f"reading {printable(root.path)}"
     going: list[Chunk] = [] if taker else found.chunks
     others = os.geteuid() != 0
+    given = 0
 
     def stand() -> int:
         run.shutdown.check(doing)
@@ -356,14 +502,36 @@ def read_files(
         flags = flags_forbid(fd)
         forbidden = f"is {flags}" if flags else "" if can_write(fd) else "cannot be written"
         sticky = bool(own.st_mode & stat.S_ISVTX)
-        usage = entries = young = unremovable = 0
-        oldest, newest = YOUNGEST, OLDEST
-        low = high = own.st_ino
-        strange = False
-        chunk: Chunk | None = None
-        subdirs = []
-        with os.scandir(fd) as names:
-            for entry in names:
+        unremovable = 0
+        subdirs: list[str] = []
+        listed: list[str] = []
+
+        def consider(names: list[str]) -> None:
+            nonlocal given, unremovable
+            if taker and taker.looks and going and not (companion or forbidden or sticky):
+                run.shutdown.check(doing)
+                taker.look(found, criteria, here, (own.st_dev, own.st_ino), names)
+                given += len(names)
+                return
+            chunk: Chunk | None = None
+            for name, st, mtime, key, size, link in look(names):
+                if forbidden or (sticky and sticky_forbids(own, st)):
+                    unremovable += 1
+                    if not whole:
+                        continue
+                if chunk is None or chunk.device != st.st_dev or len(chunk.mtime) >= CHUNK:
+                    chunk = found.room(st.st_dev, going)
+                into = chunk if link is None else found.room_for(link, st.st_dev)
+                into.append(name, here, st, mtime, key, size)
+
+        def look(names: list[str]) -> Iterator[Candidate]:
+            for start in range(0, len(names), CHUNK):
+                run.shutdown.check(doing)
+                some = names[start : start + CHUNK]
+                yield from candidates(criteria, found, sums, some, fd, cursor.path, table)
+
+        with os.scandir(fd) as entries:
+            for entry in entries:
                 name = entry.name
                 if name in gone:
                     continue
@@ -371,98 +539,26 @@ def read_files(
                 if entry.is_dir(follow_symlinks=False):
                     if depth or found.is_entry(name):
                         subdirs.append(name)
+                elif not depth and name[0] == "." and OWNED.fullmatch(name):
                     continue
-                if not depth and name[0] == "." and OWNED.fullmatch(name):
-                    continue
-                if name in mounted and cursor.is_mount(name):
+                elif name in mounted and cursor.is_mount(name):
                     found.kept.add(cursor.path(name), "is a mount point")
-                    continue
-                try:
-                    st = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                kind = st.st_mode & 0o170000
-                if kind != 0o100000 and kind != 0o120000:
-                    found.kept.add(cursor.path(name), "is a socket, FIFO or device")
-                    continue
-                if only is not None and not only.fullmatch(name):
-                    continue
-                entries += 1
-                if not entries % CHUNK:
-                    run.shutdown.check(doing)
-                size = st.st_blocks * 512
-                inode = st.st_ino
-                if inode > high:
-                    high = inode
-                elif inode < low:
-                    low = inode
-                key = mtime = st.st_mtime_ns
-                if not EARLIEST <= mtime <= LATEST:
-                    key = mtime = in_range(mtime)
-                if lru and st.st_atime_ns > key:
-                    key = in_range(st.st_atime_ns)
-                if key < oldest:
-                    oldest = key
-                if key > newest:
-                    newest = key
-                link = None
-                if st.st_dev != own.st_dev:
-                    strange = True
-                if st.st_nlink > 1:
-                    ident = (st.st_dev, inode)
-                    sums.shared.append((*ident, size))
-                    link = links.get(ident)
-                    if link is None:
-                        link = links[ident] = _Link(st.st_nlink, size)
-                        found.usage += size
-                    link.seen += 1
-                    size = 0  # its last link gets it, once all are known
                 else:
-                    usage += size
-                if key >= horizon:
-                    young += key > grace
-                    continue
-                if st.st_ino in locked:
-                    holder = table.holder(st.st_dev, st.st_ino)
-                    if holder:
-                        found.kept.add(cursor.path(name), f"in use: locked by {holder}")
-                        if not whole:
-                            continue
-                if forbidden or (sticky and sticky_forbids(own, st)):
-                    unremovable += 1
-                    if not whole:
-                        continue
-                if chunk is None or chunk.device != st.st_dev or len(chunk.mtime) >= CHUNK:
-                    chunk = found.room(st.st_dev, going)
-                into = chunk
-                if link is not None:
-                    into = found.room(st.st_dev)
-                    link.listed += 1
-                    link.chunk, link.position = len(found.chunks) - 1, len(into.mtime)
-                into.open_names.append(name)
-                into.where.append(here)
-                into.inode.append(st.st_ino)
-                into.mtime.append(mtime)
-                into.size.append(st.st_size)
-                into.bytes.append(size)
-                if lru:
-                    into.key.append(key)
+                    listed.append(name)
+                    if len(listed) == _LISTED:
+                        consider(listed)
+                        listed = []
+        consider(listed)
         if unremovable:
             why = forbidden or "is sticky, and they belong to others"
             found.anomalies.add(
                 cursor.path(), f"{unremovable} files kept: their directory {why}", unremovable
             )
-        found.usage += usage
-        found.entries += entries
-        found.young += young
-        if entries:
-            found.span(oldest, newest)
-        sums.usage, sums.entries, sums.oldest, sums.newest = usage, entries, oldest, newest
-        sums.low, sums.high = low, high
+        found.count(sums)
         noted -= found.kept.total + found.anomalies.total
         trash = not depth and found.trash
-        sums.settled = not (noted or forbidden or (sticky and others) or strange or gone or trash)
-        run.progress("scan", found.entries, 0)
+        sums.settled = not (noted or forbidden or (sticky and others) or sums.strange or gone or trash)
+        run.progress("scan", found.entries + given, 0)
         hand_over(1)
         return subdirs
 
@@ -494,8 +590,10 @@ def read_files(
     hand_over(0)
     if found.chunks:
         found.chunks[-1].seal()
+    if taker:
+        taker.settle()
     found.measure_trash(table, forecast)
-    for link in links.values():
+    for link in found.links.values():
         # A name that stays keeps the inode: then its bytes go with none of the others.
         if link.listed and link.listed == link.seen:
             freed = link.size if link.seen >= link.links else 0

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, compress, count, islice, repeat
@@ -19,7 +19,7 @@ from .effort import io_class
 from .errors import BesomError, Interrupted, LockLost, UsageError, reason_of
 from .guard import STOPPED, guarded
 from .hooks import around
-from .inventory import OLDEST, YOUNGEST, Inventory, Looked, Memory
+from .inventory import OLDEST, YOUNGEST, Criteria, Inventory, Looked, Memory
 from .layouts import read_store
 from .mounts import mount_of
 from .own_names import ORPHAN
@@ -34,7 +34,7 @@ from .units import format_size, printable
 if TYPE_CHECKING:
     from .entry_removal import EntryRemover
     from .file_removal import FileRemover
-    from .removal import Removed, Remover
+    from .removal import Ident, Removed, Remover
     from .shutdown import Shutdown
 
 _ST_NOATIME = 1024  # statvfs(3)
@@ -89,8 +89,9 @@ class Plan:
 class Ahead:
     """Removes while the store is still read what tells by itself that it goes, so that no plan of it is kept.
 
-    Of each directory all is planned, and verified as it goes, as in a plan of the whole store. hooks: the
-    store's own, begun before the first file goes; report: what is told to the one after; a context manager.
+    What is planned is verified as it goes, as in a plan of the whole store; from the first victim on most is
+    not, but looked at just before it goes. hooks: the store's own, begun before the first file goes; report:
+    what is told to the one after; a context manager.
     """
 
     def __init__(self, request: Request, root: Root, run: Run) -> None:
@@ -102,6 +103,8 @@ class Ahead:
         self.planned = Tally()
         # (key, path, freed) of the first victims.
         self.victims: list[tuple[int, str, int]] = []
+        # What came of all that was taken until the end of the reading.
+        self.outcome: Removed | None = None
         self.total = 0
         self.begun = False
 
@@ -113,13 +116,44 @@ class Ahead:
             )
             self.begun = True
 
+    @property
+    def looks(self) -> bool:
+        # Who has a rate to keep would wait between the look and the removal.
+        return not self._run.effort.max_rate
+
     def take(self, found: Inventory, chunk: Chunk) -> None:
         """Have all of a chunk removed, sealed or not."""
         if not len(chunk):
             return
-        self.found = found
+        chunk.victims = bytearray(b"\1" * len(chunk))
+        self.planned.add(len(chunk), sum(chunk.freed))
+        named = list(islice(_rows(found, chunk), max(0, CAP - len(self.victims))))
+        self.victims += named
+        with self._removing(found) as remover:
+            remover.add(chunk, [printable(path) for _key, path, _freed in named])
+
+    def look(self, found: Inventory, criteria: Criteria, where: int, ident: Ident, names: list[str]) -> None:
+        with self._removing(found) as remover:
+            remover.look(criteria, where, ident, names)
+
+    def settle(self) -> None:
+        if self.remover is None or self.found is None or self.outcome is not None:
+            return
+        with self._removing(self.found) as remover:
+            outcome = self.outcome = remover.finish()
+        self.planned.add(outcome.planned.entries, outcome.planned.bytes)
+        self.victims += [(key, path, freed) for _job, key, path, freed in outcome.victims]
+        del self.victims[CAP:]
+        if outcome.seen is not None:
+            self.found.merge(outcome.seen)
+            self._run.shutdown.check(f"reading {printable(self._root.path)}")
+
+    @contextmanager
+    def _removing(self, found: Inventory) -> Iterator[FileRemover]:
+        """The remover, which begins with the first that goes."""
         try:
             if self.remover is None:
+                self.found = found
                 self.begin()
                 lru = self._request.store.policy.order == "lru"
                 # 15 ms on a module's arrival, here and below.
@@ -127,11 +161,7 @@ class Ahead:
 
                 self.remover = FileRemover(found, lru, self._run, lambda: self.total)
                 self._stack.enter_context(self.remover)
-            chunk.victims = bytearray(b"\1" * len(chunk))
-            self.planned.add(len(chunk), sum(chunk.freed))
-            named = list(islice(_rows(found, chunk), max(0, CAP - len(self.victims))))
-            self.victims += named
-            self.remover.add(chunk, [printable(path) for _key, path, _freed in named])
+            yield self.remover
         except OSError as error:
             # To the reading it would be one of the directory that it stands in.
             raise BesomError(f"{printable(self._root.path)}: {error.strerror or error}.") from error
@@ -188,6 +218,8 @@ def plan(request: Request, root: Root, run: Run, thorough: bool = True, ahead: A
         except (Interrupted, LockLost):
             if ahead is None or ahead.found is None:
                 raise
+            with suppress(Interrupted, LockLost):
+                ahead.settle()
             found, measured = ahead.found, PART
             found.chunks, found.trash = [], {}
     report = Report("prune", root.path, kept=found.kept, anomalies=found.anomalies, measured=measured)
@@ -510,6 +542,8 @@ class _Execution:
             if ahead is not None and ahead.remover is not None:
                 remover = ahead.remover
                 ahead.total = self.total
+                if ahead.outcome is not None:
+                    self._settle(ahead.outcome)
             elif self.total:
                 from .file_removal import FileRemover
 

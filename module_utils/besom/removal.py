@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from heapq import nsmallest
+from itertools import chain
 from types import TracebackType
 from typing import Callable, Generic, TypeVar
 
 from .errors import BesomError
 from .inventory import Inventory
-from .report import Noted, Tally
+from .report import CAP, Noted, Tally
 from .run import Run
 from .shutdown import Shutdown
 from .tree import Removal
@@ -30,7 +32,9 @@ class Removed:
     usage: bytes that left the store; stayed: the listed paths that did not go, and how many in all;
     forbidden: those under a rule (immutable, append-only) that a quick plan does not see, and the bytes that
     it counted on; emptied: directories that may be empty now, and had the reading in them when that was to
-    be seen.
+    be seen. Of names that nobody had looked at before: seen, what they came to, but for the victims; planned,
+    those, and what they were to free; victims, the first of them that are gone, by the number of their job:
+    its number, key, path and bytes.
     """
 
     removed: Tally = field(default_factory=Tally)
@@ -42,6 +46,9 @@ class Removed:
     stayed_total: int = 0
     forbidden: Tally = field(default_factory=Tally)
     emptied: dict[int, Ident] = field(default_factory=dict)
+    seen: Inventory | None = None
+    planned: Tally = field(default_factory=Tally)
+    victims: list[tuple[int, int, str, int]] = field(default_factory=list)
 
     def account(self, path: str, removal: Removal, size: int, planned: int, listed: Collection[str]) -> bool:
         """Count what became of an entry that goes whole; returns whether it went.
@@ -79,6 +86,12 @@ class Removed:
         self.stayed_total += other.stayed_total
         self.forbidden.add(other.forbidden.entries, other.forbidden.bytes)
         self.emptied.update(other.emptied)
+        if self.seen is not None and other.seen is not None:
+            self.seen.merge(other.seen)
+        else:
+            self.seen = self.seen or other.seen
+        self.planned.add(other.planned.entries, other.planned.bytes)
+        self.victims = nsmallest(CAP, chain(self.victims, other.victims))
 
 
 class Remover(Generic[Job]):

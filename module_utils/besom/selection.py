@@ -57,6 +57,17 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.key)
 
+    def append(self, name: str, where: int, st: os.stat_result, mtime: int, key: int, size: int) -> None:
+        """Add a file, of so many bytes of usage; the rest as the columns."""
+        self.open_names.append(name)
+        self.where.append(where)
+        self.inode.append(st.st_ino)
+        self.mtime.append(mtime)
+        self.size.append(st.st_size)
+        self.bytes.append(size)
+        if self.key is not self.mtime:
+            self.key.append(key)
+
     def seal(self) -> None:
         """No more entries: pack the names, and the columns that no choice is made by."""
         self.victims = bytearray(len(self))

@@ -287,8 +287,8 @@ class Sums:
 
     usage: bytes of the inodes with one link; entries; oldest, newest: keys (ns); low, high: the inode
     numbers of all that was looked at, its own among them; shared: device, inode and bytes of each name of
-    an inode with several links; settled: all this stays as long as mtime and ctime of the directory do, but
-    for locks.
+    an inode with several links; strange: something is on another device; settled: all this stays as long as
+    mtime and ctime of the directory do, but for locks.
     """
 
     own: os.stat_result
@@ -299,6 +299,7 @@ class Sums:
     low: int = 0
     high: int = 0
     shared: list[tuple[int, int, int]] = field(default_factory=list)
+    strange: bool = False
     settled: bool = False
 
 

@@ -63,7 +63,8 @@ class Pace:
         # What was reached since the last change; by those before it, when that was for a trial.
         self._rates: list[float] = []
         self._before = 0.0
-        self._rest, self._next_rest = 1, _SOON
+        # Processes come up in the first window, and threads in that after it.
+        self._rest, self._next_rest = _LOOK, _SOON
 
     def observe(self, rate: float) -> int:
         """Take note of a rate that was reached by so many; returns how many there should be now."""
@@ -330,17 +331,23 @@ class Workers(Generic[Job, Result]):
             self._first = job
 
     def finish(self) -> list[Result]:
-        """The result of every worker, once every job is done and every process has ended."""
+        """The result of every worker, once every job is done and every process has ended.
+
+        More may be added then, whose results are those of the next time.
+        """
         if self._first is not None:
             self._do_here(self._first)
             self._first = None
         self._dismiss()
         while self._processes:
             self._wait()
+        results, self._results, self._started = self._results, [], 0
         if self._here is not None:
-            self._results.append(self._here.result())
+            results.append(self._here.result())
+            self._here.close()
+            self._here = None
         self._tell()
-        return self._results
+        return results
 
     def _do_here(self, job: Job) -> None:
         if self._here is None:

@@ -42,6 +42,10 @@ TREES = st.lists(st.tuples(KINDS, TOPS, SIZES, DAYS, DAYS, st.integers(0, 20)), 
 @st.composite
 def policies(draw: st.DrawFn) -> dict[str, Any]:
     limits: dict[str, Any] = {}
+    order = {"order": draw(st.sampled_from(["oldest", "lru"]))}
+    if not draw(st.integers(0, 3)):
+        # Done while the store is still read.
+        return {"max_age": f"{draw(st.integers(1, 6))}d"} | order
     if draw(st.booleans()):
         limits["max_size"] = draw(st.sampled_from([1, 4096, 12_000, 40_000, 90_000, 10**6]))
         if draw(st.booleans()):
@@ -54,8 +58,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
         limits["min_age"] = f"{draw(st.integers(1, int(limits.get('max_age', '6d')[:-1])))}d"
     if not limits or draw(st.booleans()):
         limits["max_entries"] = draw(st.integers(1, 6))
-    limits["order"] = draw(st.sampled_from(["oldest", "lru"]))
-    return limits
+    return limits | order
 
 
 def build(area: Any, outside: Any, entries: list[tuple[Any, ...]], paths: list[str], now: int) -> None:
