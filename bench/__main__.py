@@ -20,7 +20,7 @@ from daemon import daemon, startup
 from fleet import fleet, module
 from ground import MAKE, TOP, Ground, Unfit, check_room, digest, ground
 from lock import lock
-from report import markdown, page, summary
+from report import headlines, markdown, page, summary
 from stopwatch import TIME, CommandFailed
 from stores import Stores
 from sync import sync
@@ -120,8 +120,9 @@ def run(options: argparse.Namespace) -> None:
         machine = describe(where, digest(made.besom))
         if options.record and not options.only:
             RESULTS.unlink(missing_ok=True)
-        for contest in contests(made, options):
-            table = {**hold(contest, options.rounds), "date": machine["date"]}
+        for contest, fs, files in contests(made, options):
+            table = {**hold(contest, options.rounds), "fs": fs, "files": files}
+            table |= {"date": machine["date"], "besom": machine["besom"]}
             # At once, so that a run that is broken off was not for nothing.
             tables.append(table)
             print(markdown(table), end="\n\n", flush=True)
@@ -131,17 +132,20 @@ def run(options: argparse.Namespace) -> None:
             options.json.write_text(json.dumps({"machine": machine, "tables": tables}, indent=1) + "\n")
 
 
-def contests(made: Ground, options: argparse.Namespace) -> Iterator[Contest]:
+def contests(made: Ground, options: argparse.Namespace) -> Iterator[tuple[Contest, str, int]]:
+    """Each contest that is asked for, its file system and the files of its tree (0: of another size)."""
     chosen = options.only or NAMES
     for fs in options.fs or ["here"]:
         for files in options.files:
             with made.on(fs, files) as place:
                 for name in STORES:
                     if name in chosen:
-                        yield from getattr(Stores(place, files), name)()
+                        for held in getattr(Stores(place, files), name)():
+                            yield held, fs, files
     for name, contest in ONCE.items():
         if name in chosen:
-            yield from contest(made)
+            for held in contest(made):
+                yield held, "here", 0
 
 
 def record(machine: dict[str, Any], fresh: dict[str, Any]) -> None:
@@ -149,15 +153,20 @@ def record(machine: dict[str, Any], fresh: dict[str, Any]) -> None:
     before = json.loads(RESULTS.read_text())["tables"] if RESULTS.exists() else []
     known = {table["title"]: table for table in [*before, fresh]}
     tables = sorted(
-        known.values(), key=lambda table: NAMES.index(PLACE.get(table["contest"], table["contest"]))
+        known.values(),
+        key=lambda table: (
+            NAMES.index(PLACE.get(table["contest"], table["contest"])),
+            ("here", *MAKE).index(table["fs"]),
+            table["files"],
+        ),
     )
     RESULTS.write_text(json.dumps({"machine": machine, "tables": tables}, indent=1) + "\n")
     (BENCH / "RESULTS.md").write_text(page(machine, tables))
-    (BENCH / "chart.svg").write_text(chart(tables))
+    (BENCH / "chart.svg").write_text(chart(headlines(tables)))
     readme = (TOP / "README.md").read_text()
     head, _, rest = readme.partition(BEGIN)
     tail = rest.partition(END)[2]
-    (TOP / "README.md").write_text(f"{head}{BEGIN}\n{summary(tables)}\n{END}{tail}")
+    (TOP / "README.md").write_text(f"{head}{BEGIN}\n{summary(headlines(tables))}\n{END}{tail}")
 
 
 # Contests that are held with another.

@@ -19,6 +19,7 @@ kernel begins to write a tree out while it is made: of a million files, one `in 
 ![How long besom takes beside the yardsticks](chart.svg)"""
 # What the title of a table says beside its subject.
 _ASIDE = re.compile(r" \([^)]*\)|`")
+COLD = "caches cold"
 HEAD = ("", "wall", "min to max", "user + sys", "peak", "ratio", "bar")
 Table = dict[str, Any]
 
@@ -76,8 +77,9 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 def markdown(table: Table) -> str:
     rounds = f"{table['rounds']} round" + ("s" if table["rounds"] > 1 else "")
+    when = f"{table['date']}, besom {table['besom']}, {rounds}, load before {table['load']}"
     found = [
-        f"**{table['title']}** ({table['date']}, {rounds}, load before {table['load']})",
+        f"**{table['title']}** ({when})",
         grid([HEAD, *(cells(row, table["unit"]) for row in table["contenders"])]),
         *table["notes"],
     ]
@@ -100,6 +102,15 @@ def page(machine: dict[str, Any], tables: Sequence[Table]) -> str:
         )
         + "\n"
     )
+
+
+def headlines(tables: Sequence[Table]) -> list[Table]:
+    """Those for the README: no small trees, no cold caches, no file systems that were made to be measured."""
+    return [
+        table
+        for table in tables
+        if table["fs"] == "here" and not 0 < table["files"] < 100_000 and COLD not in table["title"]
+    ]
 
 
 def summary(tables: Sequence[Table]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Callable
 
@@ -244,6 +245,8 @@ class Stores:
 
             # What a cycle costs in any case, some 30 ms, is much beside a du of few files.
             bars = (Bar("ratio", 0.05),) if self.files >= 1_000_000 else ()
+            # What has changed two seconds before it was read, or later, is read again the next time.
+            time.sleep(2.1)
             with kept.daemon():
                 yield Contest(
                     "idle",

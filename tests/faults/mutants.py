@@ -22,7 +22,7 @@ MUTANTS: dict[str, tuple[Any, str, str]] = {
         "found.identity == planned and not found.blocked",
         "True",
     ),
-    "re-check of files dropped": (file_removal._Hand.work, "st.st_ino != inode\n", "False and (False)\n"),
+    "re-check of files dropped": (file_removal._Hand.remove, "st.st_ino != inode\n", "False and (False)\n"),
     "O_NONBLOCK dropped": (sweep._remove_file, " | os.O_NONBLOCK", ""),
     "every clock believed": (Clock._read, "if offset - self._offset > TOLERANCE_NS:", "if False:"),
     "root taken for all-powerful": (tree.sticky_forbids, "_has_fowner(os.getpid())", "True"),
