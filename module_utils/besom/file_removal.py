@@ -15,7 +15,7 @@ from itertools import compress
 from typing import Any, Callable
 
 from .effort import Rate
-from .inventory import Criteria, Directories, Inventory, candidates
+from .inventory import Criteria, Directories, Inventory, candidates, unread
 from .locks import LockTable
 from .removal import Ident, Removed, Remover
 from .report import CAP
@@ -23,8 +23,10 @@ from .root import Root
 from .run import Run
 from .selection import Chunk
 from .shutdown import Shutdown
-from .tree import CHANGED, Cursor, MountPoint, Sums, file_forbids, in_range
+from .tree import CHANGED, Blocked, Cursor, MountPoint, Sums, file_forbids, in_range
 
+# Of what is no longer where it was.
+_ELSEWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 # Files of a job: so few that all processes end at about the same time.
 _FILES = 256
 
@@ -251,12 +253,15 @@ class _Hand:
         seen, table = outcome.seen, LockTable()
         error = place.go(where)
         fd = place.cursor.fd
-        if error:
-            seen.refused(self.ways.path(self.ways.parents[where], self.ways.names[where]), error)
+        here = self.ways.path(self.ways.parents[where], self.ways.names[where]) if where else ""
+        if error and error.errno == errno.ENOENT:
             return
-        why = CHANGED if place.cursor.ident != job.ident else _in_use(place.cursor, table)
+        if error and (isinstance(error, MountPoint) or error.errno not in _ELSEWHERE):
+            outcome.left_out[where] = unread(here, error)
+            return
+        why = CHANGED if error or place.cursor.ident != job.ident else _in_use(place.cursor, table)
         if why:
-            seen.kept.add(place.cursor.path(), why)
+            outcome.left_out[where] = Blocked(here, why)
             return
         done, victims, before = self.done, outcome.victims, self.done[0]
         shutdown, parent, unlink, getppid = self.shutdown, self.parent, os.unlink, os.getppid
@@ -284,7 +289,7 @@ class _Hand:
                 if len(victims) < CAP:
                     victims.append((job.number, key, path(name), size))
         except OSError as refused:
-            seen.refused(place.cursor.path(), refused)
+            outcome.left_out[where] = unread(place.cursor.path(), refused)
         finally:
             its.close()
             seen.count(sums)
@@ -371,7 +376,7 @@ class _Hand:
     def refused(self, where: int, name: str, fd: int, error: OSError, freed: int = 0) -> None:
         """Note why a victim does not go, which was to free so many bytes."""
         outcome, path = self.outcome, self.stays(where, name)
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
+        if error.errno in _ELSEWHERE:
             outcome.kept.add(path, CHANGED)
         elif isinstance(error, MountPoint) or error.errno == errno.EBUSY:
             outcome.kept.add(path, "is a mount point")

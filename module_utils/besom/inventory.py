@@ -12,13 +12,14 @@ import re
 import stat
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Optional, Protocol
 
 from .locks import LockTable
 from .own_names import OWNED
 from .report import CAP, Noted
-from .root import Root
+from .root import Root, open_directory
 from .run import Forecast, Run
 from .selection import CHUNK, Chunk
 from .tree import (
@@ -262,11 +263,9 @@ class Inventory(Directories):
         (self.anomalies if blocked.anomaly else self.kept).add(blocked.path, blocked.reason)
 
     def refused(self, path: str, error: OSError) -> None:
-        """Note a directory that could not be entered."""
-        if isinstance(error, MountPoint):
-            self.kept.add(path, "is a mount point")
-        elif error.errno != errno.ENOENT:
-            self.anomalies.add(path, f"cannot be read: {error.strerror}")
+        """Note a directory that could not be entered, unless it is gone."""
+        if error.errno != errno.ENOENT:
+            self.note(unread(path, error))
 
     def is_entry(self, name: str) -> bool:
         """Whether a directory in the root may be an entry: trash is noted instead, lost+found left alone."""
@@ -363,6 +362,20 @@ class Looked:
     oldest_unread: int
 
 
+@contextmanager
+def listing(cursor: Cursor) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """What is in the directory that cursor stands in, to its end, whatever others do meanwhile with the root.
+
+    Where one is in a directory that was opened once is one place for all threads, and for forks.
+    """
+    with ExitStack() as stack:
+        fd = cursor.fd
+        if not cursor.depth:
+            fd = open_directory(".", fd)
+            stack.callback(os.close, fd)
+        yield stack.enter_context(os.scandir(fd))
+
+
 # An entry that may go: name, stat, mtime and key (ns), bytes, and the inode if that has several links.
 Candidate = tuple[str, os.stat_result, int, int, int, Optional[_Link]]
 
@@ -444,6 +457,13 @@ def candidates(
         sums.entries += entries
         sums.oldest, sums.newest, sums.low, sums.high = oldest, newest, low, high
         found.young += young
+
+
+def unread(path: str, error: OSError) -> Blocked:
+    """What an error says of a directory that could not be entered, or read."""
+    if isinstance(error, MountPoint):
+        return Blocked(path, "is a mount point")
+    return Blocked(path, f"cannot be read: {error.strerror}", True)
 
 
 def read_files(
@@ -530,7 +550,7 @@ def read_files(
                 some = names[start : start + CHUNK]
                 yield from candidates(criteria, found, sums, some, fd, cursor.path, table)
 
-        with os.scandir(fd) as entries:
+        with listing(cursor) as entries:
             for entry in entries:
                 name = entry.name
                 if name in gone:

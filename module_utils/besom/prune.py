@@ -105,6 +105,7 @@ class Ahead:
         self.victims: list[tuple[int, str, int]] = []
         # What came of all that was taken until the end of the reading.
         self.outcome: Removed | None = None
+        self._looked = False
         self.total = 0
         self.begun = False
 
@@ -133,6 +134,7 @@ class Ahead:
             remover.add(chunk, [printable(path) for _key, path, _freed in named])
 
     def look(self, found: Inventory, criteria: Criteria, where: int, ident: Ident, names: list[str]) -> None:
+        self._looked = True
         with self._removing(found) as remover:
             remover.look(criteria, where, ident, names)
 
@@ -144,8 +146,12 @@ class Ahead:
         self.planned.add(outcome.planned.entries, outcome.planned.bytes)
         self.victims += [(key, path, freed) for _job, key, path, freed in outcome.victims]
         del self.victims[CAP:]
+        for _where, blocked in sorted(outcome.left_out.items()):
+            self.found.note(blocked)
         if outcome.seen is not None:
             self.found.merge(outcome.seen)
+        if self._looked:
+            # Nobody may have looked at some.
             self._run.shutdown.check(f"reading {printable(self._root.path)}")
 
     @contextmanager
@@ -537,13 +543,14 @@ class _Execution:
             self._finish(remover, partial(remover.add, self.found.chunks))
 
     def _remove_files(self) -> None:
-        ahead = self.ahead
+        ahead, before = self.ahead, 0
         with ExitStack() as stack:
             if ahead is not None and ahead.remover is not None:
                 remover = ahead.remover
                 ahead.total = self.total
                 if ahead.outcome is not None:
                     self._settle(ahead.outcome)
+                    before = ahead.outcome.removed.entries
             elif self.total:
                 from .file_removal import FileRemover
 
@@ -558,15 +565,18 @@ class _Execution:
                     if any(chunk.victims) and not self.run.shutdown.requested:
                         remover.add(chunk, self.listed)
 
-            self._finish(remover, add)
+            self._finish(remover, add, before)
 
-    def _finish(self, remover: Remover[Any], add: Callable[[], None]) -> None:
-        """Let add give the remover what is left to do, and settle what became of all. Raises BesomError."""
+    def _finish(self, remover: Remover[Any], add: Callable[[], None], before: int = 0) -> None:
+        """Let add give the remover what is left to do, and settle what became of it. Raises BesomError.
+
+        before: how many it had removed, which are settled.
+        """
         try:
             add()
             outcome = remover.finish()
         except BesomError:
-            self.report.removed.entries += remover.done
+            self.report.removed.entries += remover.done - before
             raise
         self._settle(outcome)
 

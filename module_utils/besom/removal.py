@@ -16,7 +16,7 @@ from .inventory import Inventory
 from .report import CAP, Noted, Tally
 from .run import Run
 from .shutdown import Shutdown
-from .tree import Removal
+from .tree import Blocked, Removal
 from .units import printable
 from .workers import Turn, Worker, Workers
 
@@ -34,7 +34,7 @@ class Removed:
     it counted on; emptied: directories that may be empty now, and had the reading in them when that was to
     be seen. Of names that nobody had looked at before: seen, what they came to, but for the victims; planned,
     those, and what they were to free; victims, the first of them that are gone, by the number of their job:
-    its number, key, path and bytes.
+    its number, key, path and bytes; left_out, why directories were not looked at.
     """
 
     removed: Tally = field(default_factory=Tally)
@@ -49,6 +49,7 @@ class Removed:
     seen: Inventory | None = None
     planned: Tally = field(default_factory=Tally)
     victims: list[tuple[int, int, str, int]] = field(default_factory=list)
+    left_out: dict[int, Blocked] = field(default_factory=dict)
 
     def account(self, path: str, removal: Removal, size: int, planned: int, listed: Collection[str]) -> bool:
         """Count what became of an entry that goes whole; returns whether it went.
@@ -91,6 +92,7 @@ class Removed:
         else:
             self.seen = self.seen or other.seen
         self.planned.add(other.planned.entries, other.planned.bytes)
+        self.left_out.update(other.left_out)
         self.victims = nsmallest(CAP, chain(self.victims, other.victims))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from besom import entry_removal, inventory
+from besom import entry_removal, file_removal, inventory
 from besom.effort import Effort
 from besom.errors import BesomError, Interrupted, UsageError
 from besom.policy import read_store
@@ -203,3 +203,29 @@ def test_the_hook_after_is_told_what_ended_the_prune(
     with Root(str(area.path)) as root, pytest.raises(type(error)):
         be_ended(root)
     assert said.read_text() == f"{outcome} 0\n"
+
+
+def test_a_failure_after_the_reading_counts_no_removal_twice(
+    area: Any,
+    tmp_path: Path,
+    make_run: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(20):
+        area.file(f"{number % 2}/{number}", days=9)
+    os.link(area.at("0/0"), area.at("1/also"))
+    add = file_removal.FileRemover.add
+
+    def fail(self: Any, chunk: Any, listed: Any) -> None:
+        if chunk in self.found.chunks:
+            raise BesomError("so it was")
+        add(self, chunk, listed)
+
+    monkeypatch.setattr(file_removal.FileRemover, "add", fail)
+    said = tmp_path / "said"
+    hook = f"echo $BESOM_OUTCOME $BESOM_REMOVED_ENTRIES > {said}"
+    values = {"path": str(area.path), "layout": "files", "max_age": "1d", "after_prune": hook}
+    with pytest.raises(BesomError, match="so it was"):
+        prune(Request(read_store(values)), make_run())
+    assert said.read_text() == "failed 19\n"
+    assert area.files() == {"0/0", "1/also"}

@@ -973,6 +973,7 @@ def test_a_lock_on_the_directory_at_hand_is_seen_with_the_next_batch(
     [
         ("replaced", 3, CHANGED),
         ("locked", 3, "in use: locked by pid"),
+        ("a symlink", 3, CHANGED),
         ("moved", 3, ""),
         ("touched", 3, ""),
         ("linked", 0, ""),
@@ -1009,16 +1010,66 @@ def test_a_directory_that_was_listed_is_looked_at_as_it_is_when_its_files_go(
             os.rename(area.at(name), area.at("other"))
             if happens == "replaced":
                 shutil.copytree(area.at("other"), area.at(name))
+            if happens == "a symlink":
+                os.symlink("other", area.at(name))
         look(self, criteria, where, ident, names)
 
     monkeypatch.setattr(file_removal.FileRemover, "look", after)
+    monkeypatch.setattr(file_removal, "_FILES", 1)
     report = prune.prune(request_for(area, max_age="1d"), make_run(effort=Effort(workers=1)))
     [name] = listed
     assert report.removed.entries == report.planned.entries == 6 - left
     assert report.victims.total == 6 - left
-    place = "other" if happens == "moved" else name
+    place = "other" if happens in ("moved", "a symlink") else name
     assert len([each for each in area.files() if each.startswith(f"{place}/")]) == left
     assert all(reason.startswith(why) for reason in reasons(report.kept).values())
     assert set(reasons(report.kept)) == ({name} if why else set())
+    assert (report.kept.total, report.anomalies.total) == (1 if why else 0, 0)
     # What has a name that was not listed is freed by nobody.
     assert report.removed.bytes == 3 * 4096
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize("place", ["", "d/"], ids=["the root", "below"])
+def test_a_directory_is_listed_once_while_its_files_go(
+    area: Any,
+    make_run: Callable[..., Run],
+    request_for: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    # More names than one getdents(2) gives.
+    monkeypatch.setattr(inventory, "_LISTED", 1000)
+    monkeypatch.setattr(file_removal, "_FILES", 100)
+    for number in range(6000):
+        area.file(f"{place}{number}", days=9 * (number % 2))
+    os.mkfifo(area.at(f"{place}fifo"))
+    request = request_for(area, max_age="1d")
+    dry = prune.prune(request, make_run(dry_run=True))
+    report = prune.prune(request, make_run())
+    assert report.removed == report.planned == dry.planned
+    assert report.removed.entries == 3000
+    assert (report.entries_before, report.bytes_before) == (6000, dry.bytes_before)
+    assert (report.kept.total, report.victims.total) == (1, 3000)
+
+
+def test_what_nobody_has_looked_at_when_a_signal_came_is_said_not_to_be_measured(
+    area: Any,
+    make_run: Callable[..., Run],
+    request_for: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(20):
+        area.file(f"{number % 2}/{number}", days=9)
+    shutdown = Shutdown()
+    look = file_removal.FileRemover.look
+
+    def too_late(self: Any, *names: Any) -> None:
+        shutdown.request(signal.SIGTERM)
+        look(self, *names)
+
+    monkeypatch.setattr(file_removal.FileRemover, "look", too_late)
+    run = make_run(shutdown=shutdown, effort=Effort(workers=1))
+    report = prune.prune(request_for(area, max_age="1d"), run)
+    assert (report.interrupted, report.measured) == (True, "part")
+    assert report.removed.entries == 20 - len(area.files()) < 20
