@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ground import COLD
+
 HEADER = """\
 # What besom costs beside what one would use instead
 
@@ -19,7 +21,6 @@ kernel begins to write a tree out while it is made: of a million files, one `in 
 ![How long besom takes beside the yardsticks](chart.svg)"""
 # What the title of a table says beside its subject.
 _ASIDE = re.compile(r" \([^)]*\)|`")
-COLD = "caches cold"
 HEAD = ("", "wall", "min to max", "user + sys", "peak", "ratio", "bar")
 Table = dict[str, Any]
 

@@ -100,11 +100,8 @@ class Stores:
         # Cold caches are the whole machine's.
         if ground.fs != "tmpfs" and not (ground.quick or self.large) and os.geteuid() == 0:
             self.states += (COLD,)
-        # With few files the start of a process is most of it. A file system in a file does not wait for a
-        # disk as one that lies on it does.
-        self.judged = {MEMORY, DISK} if files >= 100_000 else set()
-        if ground.fs != "here":
-            self.judged.discard(DISK)
+        # A file system in a file does not wait for a disk as one that lies on it does.
+        self.on_a_disk = ground.fs == "here"
 
     def title(self, what: str, state: str) -> str:
         fs = "" if self.ground.fs == "here" else f", {self.ground.fs}"
@@ -134,14 +131,13 @@ class Stores:
         return Contender(name, run, bars, program=program)
 
     def age(self) -> Iterator[Contest]:
-        most = {MEMORY: 1.2, DISK: 0.3}
+        most = {MEMORY: (Bar("ratio", 1.2),)} | ({DISK: (Bar("ratio", 0.3),)} if self.on_a_disk else {})
         for state in self.states:
-            bars = (Bar("ratio", most[state]),) if state in self.judged else ()
             yield Contest(
                 "age",
                 self.title("Age sweep, everything is old", state),
                 [
-                    self.contender(AGE, OLD, nothing, *bars, state=state),
+                    self.contender(AGE, OLD, nothing, *most.get(state, ()), state=state),
                     self.contender("systemd-tmpfiles --clean", tmpfiles, nothing, state=state),
                     *(
                         [self.contender("xargs -P 8 rm, from find", xargs, nothing, state=state)]
@@ -164,7 +160,7 @@ class Stores:
             return self.contender(f"{TO_HALF} --order lru", to_half, younger_half, state=state)
 
         for state in self.states:
-            bars = (Bar("ratio", 0.4),) if state == DISK and state in self.judged else ()
+            bars = (Bar("ratio", 0.4),) if state == DISK and self.on_a_disk else ()
             yield Contest(
                 "size",
                 self.title("Size prune to half, oldest first", state),

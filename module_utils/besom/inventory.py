@@ -12,7 +12,7 @@ import re
 import stat
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Optional, Protocol
 
@@ -364,16 +364,16 @@ class Looked:
 
 @contextmanager
 def listing(cursor: Cursor) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """What is in the directory that cursor stands in, to its end, whatever others do meanwhile with the root.
+    """What is in the directory that cursor stands in, listed anew.
 
     Where one is in a directory that was opened once is one place for all threads, and for forks.
     """
-    with ExitStack() as stack:
-        fd = cursor.fd
-        if not cursor.depth:
-            fd = open_directory(".", fd)
-            stack.callback(os.close, fd)
-        yield stack.enter_context(os.scandir(fd))
+    fd = open_directory(".", cursor.fd)
+    try:
+        with os.scandir(fd) as entries:
+            yield entries
+    finally:
+        os.close(fd)
 
 
 # An entry that may go: name, stat, mtime and key (ns), bytes, and the inode if that has several links.

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from . import metadata
-from .inventory import ALL, YOUNGEST, Companion, Inventory, Pending
+from .inventory import ALL, YOUNGEST, Companion, Inventory, Pending, listing
 from .locks import LockTable
 from .own_names import ORPHAN, OWNED, TREE
 from .report import CAP
-from .root import Root, open_directory
+from .root import Root
 from .run import Run
 from .tree import (
     SESSIONS_TRASH,
@@ -143,13 +143,8 @@ def _sort_out(cursor: Cursor, found: Inventory, gone: Collection[str]) -> _Names
 
 def parts_now(cursor: Cursor) -> dict[str, list[str]]:
     """The parts of every id with metadata in the store that cursor stands in, listed anew."""
-    # Where one is in a directory that was opened once is one place for all processes that share it.
-    fd = open_directory(".", cursor.fd)
-    try:
-        with os.scandir(fd) as entries:
-            names = [(one.name, one.is_dir(follow_symlinks=False)) for one in entries if not is_own(one.name)]
-    finally:
-        os.close(fd)
+    with listing(cursor) as entries:
+        names = [(one.name, one.is_dir(follow_symlinks=False)) for one in entries if not is_own(one.name)]
     found: dict[str, list[str]] = {id_: [] for name, _dir in names if (id_ := id_of(name)) is not None}
     for name, is_dir in names:
         id_ = owner_of(name, found) if id_of(name) is None else None
