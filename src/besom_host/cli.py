@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Any, NoReturn
+from typing import Any, Callable, NoReturn
 
 from besom import __version__
 from besom.errors import BesomError
@@ -32,10 +32,29 @@ _OWN_ROOM = (
 _ROOMS = {name: f"{name}_command" for name in _OWN_ROOM}
 
 
+Accept = Callable[["Parser"], None]
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, and where to read on."""
+    """Says what is wrong in one sentence, and where to read on; made when something is asked of it.
+
+    Of all the commands that there are one is asked for, and to make all of their parsers takes longer than
+    most commands. accept: adds what a parser accepts.
+    """
 
     _mixing = False
+
+    def __init__(self, accept: Accept, **settings: Any) -> None:
+        self._later = (accept, settings)
+
+    def __getattr__(self, name: str) -> Any:
+        """Of what argparse sets there is nothing yet."""
+        if "_later" not in vars(self):
+            raise AttributeError(name)
+        accept, settings = vars(self).pop("_later")
+        super().__init__(**settings)
+        accept(self)
+        return getattr(self, name)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -62,25 +81,60 @@ class Parser(argparse.ArgumentParser):
         return found, [word.lstrip("\0") for word in rest]
 
 
-def _common(default: Any) -> Parser:
+# What a parser of one command accepts, and what is said of it, by the command's words.
+_COMMANDS: dict[str, tuple[str, str, Accept]] = {}
+
+
+def _command(name: str, help_: str, description: str = "") -> Callable[[Accept], Accept]:
+    """Enter what is decorated, which says what a command accepts, among the commands."""
+
+    def enter(accept: Accept) -> Accept:
+        def accept_all(parser: Parser) -> None:
+            # Absent here means: keep what was given before the command.
+            _common(parser, default=argparse.SUPPRESS)
+            accept(parser)
+
+        _COMMANDS[name] = (help_, description or help_, accept_all)
+        return accept
+
+    return enter
+
+
+def _commands(parser: Parser, dest: str, before: str = "") -> None:
+    """Let parser take any command that has these words before one of its own, which comes to be dest."""
+    commands = parser.add_subparsers(
+        prog=parser.prog, dest=dest, metavar=dest.upper(), parser_class=Parser, required=bool(before)
+    )
+    epilog = STATUSES if before else f"{SIZES} {STATUSES}"
+    for name, (help_, description, accept) in _COMMANDS.items():
+        first, _, word = name.rpartition(" ")
+        if first == before:
+            commands.add_parser(word, help=help_, description=description, epilog=epilog, accept=accept)
+
+
+def _common(parser: Parser, **absent: Any) -> None:
     """The options that are accepted before and after the command."""
-    common = Parser(add_help=False, argument_default=default)
-    group = common.add_argument_group("options of every command")
-    group.add_argument("--config", metavar="FILE", help="configuration instead of /etc/besom/besom.yml")
-    group.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    group = parser.add_argument_group("options of every command")
+    group.add_argument(
+        "--config", metavar="FILE", help="configuration instead of /etc/besom/besom.yml", **absent
+    )
+    group.add_argument("--json", action="store_true", help="print the report as one JSON object", **absent)
     group.add_argument(
         "--lock-timeout",
         metavar="DUR",
         help="how long to wait for another writer (default 30s, 0 = not at all)",
+        **absent,
     )
-    group.add_argument("--no-color", action="store_true", help="no colors in the progress bar")
+    group.add_argument("--no-color", action="store_true", help="no colors in the progress bar", **absent)
     group.add_argument(
-        "-v", "--verbose", action="store_true", help="name each thing that goes, and say when nothing does"
+        *("-v", "--verbose"),
+        action="store_true",
+        help="name each thing that goes, and say when nothing does",
+        **absent,
     )
-    return common
 
 
-def _policy(parser: argparse.ArgumentParser) -> None:
+def _policy(parser: Parser) -> None:
     group = parser.add_argument_group("limits")
     group.add_argument("--max-size", metavar="SIZE", help="prune when the store is larger than this")
     group.add_argument("--target-size", metavar="SIZE", help="prune down to this (default: max-size)")
@@ -95,7 +149,7 @@ def _policy(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _removal(parser: argparse.ArgumentParser) -> None:
+def _removal(parser: Parser) -> None:
     group = parser.add_argument_group("how hard to press the host")
     group.add_argument(
         "--workers", metavar="N|auto", help="remove at most N entries at a time (auto: as many as pay)"
@@ -104,7 +158,7 @@ def _removal(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--io-class", choices=IO_CLASSES, help="behind whose I/O (default: nobody's)")
 
 
-def _store(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+def _store(parser: Parser, *, several: bool = False) -> None:
     """STORE|PATH, and what says how a PATH is to be read."""
     if several:
         parser.add_argument(
@@ -118,166 +172,175 @@ def _store(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     parser.add_argument("--group-key", metavar="KEY", help="what names a session's group (default group)")
 
 
-def build_parser() -> Parser:
-    """The parser of the whole command line."""
-    parser = Parser(
-        prog="besom",
-        description="Keep disks from filling: gate, sweep and prune, under one lock protocol.",
-        epilog=f"{SIZES} {STATUSES}",
-        parents=[_common(None)],
+@_command(
+    "preflight",
+    "is there room for what is about to be written?",
+    "Compare needs, summed per file system, with what is available. Changes nothing.",
+)
+def _preflight(parser: Parser) -> None:
+    parser.add_argument(
+        "paths", metavar="PATH[=SIZE]", nargs="+", help="where, and how much, will be written"
     )
-    parser.add_argument("--version", action="version", version=f"besom {__version__}")
-    # Absent here means: keep what was given before the command.
-    after = _common(argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-
-    def command(name: str, help_: str, description: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=help_, description=description, epilog=f"{SIZES} {STATUSES}", parents=[after]
-        )
-
-    one = command(
-        "preflight",
-        "is there room for what is about to be written?",
-        "Compare needs, summed per file system, with what is available. Changes nothing.",
-    )
-    one.add_argument("paths", metavar="PATH[=SIZE]", nargs="+", help="where, and how much, will be written")
-    one.add_argument("--require", metavar="SIZE", help="the size for each PATH without one of its own")
-    one.add_argument("--inodes", metavar="N", help="inodes needed, for each PATH")
-    one.add_argument(
+    parser.add_argument("--require", metavar="SIZE", help="the size for each PATH without one of its own")
+    parser.add_argument("--inodes", metavar="N", help="inodes needed, for each PATH")
+    parser.add_argument(
         "--url",
         metavar="URL",
         action="append",
         default=[],
         help="an artifact that will be fetched to the first PATH",
     )
-    one.add_argument(
+    parser.add_argument(
         "--expand", metavar="N", default="3", help="a URL needs N times its download in addition (default 3)"
     )
-    one.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
+    parser.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
 
-    one = command(
-        "sweep",
-        "remove stale temps",
-        "Remove what is directly in PATH, matches a pattern, is old, and is not held with flock.",
-    )
-    one.add_argument("paths", metavar="PATH", nargs="+", help="a temp area")
-    one.add_argument(
+
+@_command(
+    "sweep",
+    "remove stale temps",
+    "Remove what is directly in PATH, matches a pattern, is old, and is not held with flock.",
+)
+def _sweep(parser: Parser) -> None:
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="a temp area")
+    parser.add_argument(
         "--pattern", metavar="GLOB", action="append", help="names of temps (default .temp-*); can be repeated"
     )
-    one.add_argument("--older-than", metavar="DUR", help="how old a stale temp is (default 24h)")
-    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+    parser.add_argument("--older-than", metavar="DUR", help="how old a stale temp is (default 24h)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
-    one = command(
-        "prune",
-        "bring a store under its limits, oldest first",
-        "Remove the oldest entries of a store until it is under every limit, and not one more.",
-    )
-    _store(one)
-    _policy(one)
-    _removal(one)
-    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
-    one = command(
-        "clean",
-        "clean every configured store and temp area",
-        "Remove stale temps and besom's own orphaned downloads; with --all empty the stores as well.",
-    )
-    one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
-    one.add_argument("--all", action="store_true", help="empty the stores; asks first, unless --yes")
-    _removal(one)
-    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
-    one.add_argument("--yes", action="store_true", help="do not ask")
+@_command(
+    "prune",
+    "bring a store under its limits, oldest first",
+    "Remove the oldest entries of a store until it is under every limit, and not one more.",
+)
+def _prune(parser: Parser) -> None:
+    _store(parser)
+    _policy(parser)
+    _removal(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
-    one = command(
-        "sync",
-        "fetch the artifacts of a manifest into a store",
-        "Fetch what is missing or has changed, several at a time, verified before it is published. "
-        "MANIFEST is YAML or JSON: store, and artifacts with url, dest (relative to the store), and where "
-        "wanted checksum (sha256:...), headers, owner, group, mode.",
-    )
-    one.add_argument("manifest", metavar="MANIFEST", help="a file")
-    one.add_argument("--parallel", metavar="N", default="4", help="transfers at a time (default 4)")
-    one.add_argument(
+
+@_command(
+    "clean",
+    "clean every configured store and temp area",
+    "Remove stale temps and besom's own orphaned downloads; with --all empty the stores as well.",
+)
+def _clean(parser: Parser) -> None:
+    parser.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
+    parser.add_argument("--all", action="store_true", help="empty the stores; asks first, unless --yes")
+    _removal(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+@_command(
+    "sync",
+    "fetch the artifacts of a manifest into a store",
+    "Fetch what is missing or has changed, several at a time, verified before it is published. "
+    "MANIFEST is YAML or JSON: store, and artifacts with url, dest (relative to the store), and where "
+    "wanted checksum (sha256:...), headers, owner, group, mode.",
+)
+def _sync(parser: Parser) -> None:
+    parser.add_argument("manifest", metavar="MANIFEST", help="a file")
+    parser.add_argument("--parallel", metavar="N", default="4", help="transfers at a time (default 4)")
+    parser.add_argument(
         "--timeout", metavar="DUR", default="10s", help="for a server that is silent (default 10s)"
     )
-    one.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
-    one.add_argument("--full-check", action="store_true", help="read what is there already to verify it")
-    one.add_argument(
+    parser.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
+    parser.add_argument("--full-check", action="store_true", help="read what is there already to verify it")
+    parser.add_argument(
         "--allow-weak-checksum", action="store_true", help="accept md5 and sha1, which can be forged"
     )
-    one.add_argument("--dry-run", action="store_true", help="print what would be fetched, and change nothing")
-
-    one = command(
-        "unmount",
-        "unmount gracefully, or say who holds the mount",
-        "Unmount each PATH, trying again while it is busy; absent mounts are done already. "
-        "Ends with 0 also when a mount was detached because --lazy allows it, and names its holders.",
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be fetched, and change nothing"
     )
-    one.add_argument("paths", metavar="PATH", nargs="+", help="a mount point")
-    one.add_argument(
+
+
+@_command(
+    "unmount",
+    "unmount gracefully, or say who holds the mount",
+    "Unmount each PATH, trying again while it is busy; absent mounts are done already. "
+    "Ends with 0 also when a mount was detached because --lazy allows it, and names its holders.",
+)
+def _unmount(parser: Parser) -> None:
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="a mount point")
+    parser.add_argument(
         "--timeout", metavar="DUR", default="30s", help="how long to try in all (default 30s, 0 = once)"
     )
-    one.add_argument("--lazy", action="store_true", help="then detach what is still busy")
-    one.add_argument("--recursive", action="store_true", help="with all that is mounted below, deepest first")
-    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
-
-    one = command(
-        "install",
-        "make a directory of an archive from the web, in one step",
-        "Fetch an archive (tar plain, gz, bz2, xz or zst; zip), extract it beside its place, and put it "
-        "there in one step. Unchanged where it is there already. Hostile archives are refused whole.",
+    parser.add_argument("--lazy", action="store_true", help="then detach what is still busy")
+    parser.add_argument(
+        "--recursive", action="store_true", help="with all that is mounted below, deepest first"
     )
-    one.add_argument("url", metavar="URL", nargs="?", help="http or https; a login may be part of it")
-    one.add_argument("--into", metavar="DIR", required=True, help="the directory that it comes into")
-    one.add_argument("--name", metavar="NAME", required=True, help="its name there")
-    one.add_argument(
+    parser.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+
+
+@_command(
+    "install",
+    "make a directory of an archive from the web, in one step",
+    "Fetch an archive (tar plain, gz, bz2, xz or zst; zip), extract it beside its place, and put it "
+    "there in one step. Unchanged where it is there already. Hostile archives are refused whole.",
+)
+def _install(parser: Parser) -> None:
+    parser.add_argument("url", metavar="URL", nargs="?", help="http or https; a login may be part of it")
+    parser.add_argument("--into", metavar="DIR", required=True, help="the directory that it comes into")
+    parser.add_argument("--name", metavar="NAME", required=True, help="its name there")
+    parser.add_argument(
         "--checksum", metavar="C", help="of the archive, as sha256:HEX; then no server is asked twice"
     )
-    one.add_argument(
+    parser.add_argument(
         "--store",
         metavar="STORE|PATH",
         help="keep the archive there, and take it from there; needs --checksum",
     )
-    one.add_argument("--keep", metavar="N", default="0", help="old versions that stay (default 0)")
-    one.add_argument("--owner", metavar="NAME", help="who is to have all of the tree")
-    one.add_argument("--group", metavar="NAME", help="the group that is to have all of the tree")
-    one.add_argument("--mode", metavar="OCTAL", help="of the directory itself (default 0755)")
-    one.add_argument("--current", metavar="LINK", help="a symlink beside it that is to lead to it")
-    one.add_argument("--strip", action="store_true", help="leave out the one directory that the archive has")
-    one.add_argument("--replace", action="store_true", help="also what besom has not installed")
-    one.add_argument("--absent", action="store_true", help="remove it, its old versions, and LINK")
-    one.add_argument(
+    parser.add_argument("--keep", metavar="N", default="0", help="old versions that stay (default 0)")
+    parser.add_argument("--owner", metavar="NAME", help="who is to have all of the tree")
+    parser.add_argument("--group", metavar="NAME", help="the group that is to have all of the tree")
+    parser.add_argument("--mode", metavar="OCTAL", help="of the directory itself (default 0755)")
+    parser.add_argument("--current", metavar="LINK", help="a symlink beside it that is to lead to it")
+    parser.add_argument(
+        "--strip", action="store_true", help="leave out the one directory that the archive has"
+    )
+    parser.add_argument("--replace", action="store_true", help="also what besom has not installed")
+    parser.add_argument("--absent", action="store_true", help="remove it, its old versions, and LINK")
+    parser.add_argument(
         "--header", metavar="H", action="append", default=[], help="for the server; can be repeated"
     )
-    one.add_argument(
+    parser.add_argument(
         "--timeout", metavar="DUR", default="10s", help="for a server that is silent (default 10s)"
     )
-    one.add_argument(
+    parser.add_argument(
         "--max-size", metavar="SIZE", default="20GiB", help="what it may unpack to (default 20GiB)"
     )
-    one.add_argument("--max-entries", metavar="N", default="500000", help="what it may hold (default 500000)")
-    one.add_argument("--allow-setid", action="store_true", help="accept set-id programs in it")
-    one.add_argument(
+    parser.add_argument(
+        "--max-entries", metavar="N", default="500000", help="what it may hold (default 500000)"
+    )
+    parser.add_argument("--allow-setid", action="store_true", help="accept set-id programs in it")
+    parser.add_argument(
         "--allow-weak-checksum", action="store_true", help="accept md5 and sha1, which can be forged"
     )
-    one.add_argument(
+    parser.add_argument(
         "--expand", metavar="N", default="3", help="how many times the download it needs (default 3)"
     )
-    one.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
-    one.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    parser.add_argument("--reserve", metavar="SIZE|PCT", help="what is to stay free besides")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
 
-    one = command("info", "usage by store", "Show usage, limits, ages and lock holders. Changes nothing.")
-    one.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
 
-    one = command(
-        "list",
-        "the entries of a store, the oldest first",
-        "List what is in a store with age, size and id, in the order in which a prune would take it. Ids "
-        "are paths relative to the store (files) or names (trees, sessions); purge takes them as they are.",
-    )
-    _store(one)
-    group = one.add_argument_group("which entries, and how")
+@_command("info", "usage by store", "Show usage, limits, ages and lock holders. Changes nothing.")
+def _info(parser: Parser) -> None:
+    parser.add_argument("stores", metavar="STORE", nargs="*", help="these stores only, and no temp area")
+
+
+@_command(
+    "list",
+    "the entries of a store, the oldest first",
+    "List what is in a store with age, size and id, in the order in which a prune would take it. Ids "
+    "are paths relative to the store (files) or names (trees, sessions); purge takes them as they are.",
+)
+def _list(parser: Parser) -> None:
+    _store(parser)
+    group = parser.add_argument_group("which entries, and how")
     group.add_argument("--older-than", metavar="DUR", help="only entries older than this")
     group.add_argument("--newer-than", metavar="DUR", help="only entries younger than this")
     group.add_argument("--larger-than", metavar="SIZE", help="only entries larger than this")
@@ -293,96 +356,150 @@ def build_parser() -> Parser:
     group.add_argument("--limit", metavar="N", help="only the first N")
     group.add_argument("--anomalies", action="store_true", help="instead: what no prune ever takes, and why")
 
-    one = command(
-        "stats",
-        "how much is in the stores, of which age and group",
-        "Show totals, a histogram of ages and, for sessions, sums by group. On a terminal the histogram has "
-        "bars, which go by entries. Changes nothing.",
-    )
-    _store(one, several=True)
 
-    one = command(
-        "purge",
-        "remove entries of a store by id, age or group",
-        "Remove the entries that meet every condition given, whatever the limits of the store; asks first, "
-        "unless --yes. What is in use, an anomaly or younger than the store's min_age stays, and is named. "
-        "An ID that no entry has makes the exit status 1; the others go.",
-    )
-    _store(one)
-    one.add_argument("ids", metavar="ID", nargs="*", help="as list shows it")
-    one.add_argument("--older-than", metavar="DUR", help="only entries older than this")
-    one.add_argument("--group", metavar="GROUP", help="only sessions of this group")
-    _removal(one)
-    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
-    one.add_argument("--yes", action="store_true", help="do not ask")
+@_command(
+    "stats",
+    "how much is in the stores, of which age and group",
+    "Show totals, a histogram of ages and, for sessions, sums by group. On a terminal the histogram has "
+    "bars, which go by entries. Changes nothing.",
+)
+def _stats(parser: Parser) -> None:
+    _store(parser, several=True)
 
-    one = command(
-        "housekeep",
-        "sweep and prune everything that is configured, once",
-        "Sweep every temp area and bring every store under its policy; what the daemon does, for cron. "
-        "Exits with 75 when the daemon, or another such run, keeps house already.",
-    )
-    _removal(one)
-    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
 
-    one.add_argument("--while-draining", action="store_true", help="also on a host that drains")
+@_command(
+    "purge",
+    "remove entries of a store by id, age or group",
+    "Remove the entries that meet every condition given, whatever the limits of the store; asks first, "
+    "unless --yes. What is in use, an anomaly or younger than the store's min_age stays, and is named. "
+    "An ID that no entry has makes the exit status 1; the others go.",
+)
+def _purge(parser: Parser) -> None:
+    _store(parser)
+    parser.add_argument("ids", metavar="ID", nargs="*", help="as list shows it")
+    parser.add_argument("--older-than", metavar="DUR", help="only entries older than this")
+    parser.add_argument("--group", metavar="GROUP", help="only sessions of this group")
+    _removal(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
 
-    one = command(
-        "drain",
-        "shut besom's part of this host down, phase by phase",
-        "Refuse new work, drain the daemon, unmount the configured mounts, sweep and prune once more, and "
-        "say how each phase went. Each has its own time, from the section drain of the configuration. What "
-        "fails in one keeps no other from its turn. The host refuses new work until --resume or a boot.",
-    )
-    one.add_argument("--resume", action="store_true", help="take new work again, and start the unit")
-    one.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
 
-    one = command("daemon", "the prune daemon", "Run, start, stop, see, poke and wait for the prune daemon.")
-    actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+@_command(
+    "housekeep",
+    "sweep and prune everything that is configured, once",
+    "Sweep every temp area and bring every store under its policy; what the daemon does, for cron. "
+    "Exits with 75 when the daemon, or another such run, keeps house already.",
+)
+def _housekeep(parser: Parser) -> None:
+    _removal(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+    parser.add_argument("--while-draining", action="store_true", help="also on a host that drains")
 
-    def action(name: str, help_: str, timeout: str = "") -> argparse.ArgumentParser:
-        made = actions.add_parser(name, help=help_, description=help_, epilog=STATUSES, parents=[after])
-        if timeout:
-            made.add_argument(
-                "--timeout", metavar="DUR", help=f"how long to wait at most (default: {timeout})"
-            )
-        return made
 
-    action("run", "Be the daemon, in the foreground: SIGUSR1 runs, SIGHUP reloads, SIGTERM drains.")
-    action("start", "Start the daemon, and return once it is ready.", "30s")
-    two = action("stop", "Drain the daemon, and return once it is gone.", "drain_timeout and 10s")
-    two.add_argument(
+@_command(
+    "drain",
+    "shut besom's part of this host down, phase by phase",
+    "Refuse new work, drain the daemon, unmount the configured mounts, sweep and prune once more, and "
+    "say how each phase went. Each has its own time, from the section drain of the configuration. What "
+    "fails in one keeps no other from its turn. The host refuses new work until --resume or a boot.",
+)
+def _drain(parser: Parser) -> None:
+    parser.add_argument("--resume", action="store_true", help="take new work again, and start the unit")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+
+
+@_command("daemon", "the prune daemon", "Run, start, stop, see, poke and wait for the prune daemon.")
+def _daemon(parser: Parser) -> None:
+    _commands(parser, "action", "daemon")
+
+
+def _timeout(parser: Parser, default: str) -> None:
+    parser.add_argument("--timeout", metavar="DUR", help=f"how long to wait at most (default: {default})")
+
+
+@_command("daemon run", "Be the daemon, in the foreground: SIGUSR1 runs, SIGHUP reloads, SIGTERM drains.")
+def _daemon_run(parser: Parser) -> None:
+    """Nothing of its own."""
+
+
+@_command("daemon start", "Start the daemon, and return once it is ready.")
+def _daemon_start(parser: Parser) -> None:
+    _timeout(parser, "30s")
+
+
+@_command("daemon stop", "Drain the daemon, and return once it is gone.")
+def _daemon_stop(parser: Parser) -> None:
+    _timeout(parser, "drain_timeout and 10s")
+    parser.add_argument(
         "--force", action="store_true", help="end its work between two entries when the time is up"
     )
-    action("status", "Tell how the daemon is; exit status 1 when none runs.")
-    two = action("trigger", "Ask for a run now, and return at once.")
-    two.add_argument("--start", action="store_true", help="start the daemon where none runs")
-    two = action(
-        "wait", "Wait until the run that was asked for last (or else the first) is over.", "no limit"
-    )
-    two.add_argument("--idle", action="store_true", help="and until no other run is in flight either")
-    action("reload", "Have the configuration read again, and tell whether it is in force.", "30s")
 
-    one = command("lock", "who holds a store?", "See who holds the writer lock of a store, or break one.")
-    actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
-    action("status", "Tell whether a store is locked, how, and by whom. Changes nothing.").add_argument(
+
+@_command("daemon status", "Tell how the daemon is; exit status 1 when none runs.")
+def _daemon_status(parser: Parser) -> None:
+    """Nothing of its own."""
+
+
+@_command("daemon trigger", "Ask for a run now, and return at once.")
+def _daemon_trigger(parser: Parser) -> None:
+    parser.add_argument("--start", action="store_true", help="start the daemon where none runs")
+
+
+@_command("daemon wait", "Wait until the run that was asked for last (or else the first) is over.")
+def _daemon_wait(parser: Parser) -> None:
+    _timeout(parser, "no limit")
+    parser.add_argument("--idle", action="store_true", help="and until no other run is in flight either")
+
+
+@_command("daemon reload", "Have the configuration read again, and tell whether it is in force.")
+def _daemon_reload(parser: Parser) -> None:
+    _timeout(parser, "30s")
+
+
+@_command("lock", "who holds a store?", "See who holds the writer lock of a store, or break one.")
+def _lock(parser: Parser) -> None:
+    _commands(parser, "action", "lock")
+
+
+@_command("lock status", "Tell whether a store is locked, how, and by whom. Changes nothing.")
+def _lock_status(parser: Parser) -> None:
+    parser.add_argument(
         "store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)"
     )
-    two = action("break", "Remove the owner file of a store whose owner is surely gone; asks first.")
-    two.add_argument("store", metavar="STORE|PATH", help="a configured store, or a directory (with a slash)")
-    two.add_argument("--yes", action="store_true", help="do not ask")
 
-    one = command("config", "check the configuration", "Look at the configuration.")
-    actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
-    two = actions.add_parser(
-        "check",
-        help="is the file valid?",
-        description="Name every problem with its line; exit status 2 when there is one.",
-        epilog=STATUSES,
-        parents=[after],
+
+@_command("lock break", "Remove the owner file of a store whose owner is surely gone; asks first.")
+def _lock_break(parser: Parser) -> None:
+    _lock_status(parser)
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+@_command("config", "check the configuration", "Look at the configuration.")
+def _config(parser: Parser) -> None:
+    _commands(parser, "action", "config")
+
+
+@_command(
+    "config check", "is the file valid?", "Name every problem with its line; exit status 2 when there is one."
+)
+def _config_check(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", help="instead of the configuration in force")
+
+
+def _besom(parser: Parser) -> None:
+    _common(parser)
+    parser.add_argument("--version", action="version", version=f"besom {__version__}")
+    _commands(parser, "command")
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    return Parser(
+        _besom,
+        prog="besom",
+        description="Keep disks from filling: gate, sweep and prune, under one lock protocol.",
+        epilog=f"{SIZES} {STATUSES}",
     )
-    two.add_argument("file", metavar="FILE", nargs="?", help="instead of the configuration in force")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None, noted: Sequence[int] = ()) -> int:

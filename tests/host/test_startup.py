@@ -23,8 +23,11 @@ def imported(host: Host, *words: str) -> set[str]:
 @pytest.mark.parametrize(
     ("words", "needless"),
     [
-        (["--help"], {"yaml", "besom_host.config", "subprocess"}),
-        (["daemon", "trigger"], {"subprocess", "urllib.parse", "inotify_simple", "besom.locks", "rich"}),
+        (["--help"], {"yaml", "besom_host.config", "subprocess", "pathlib"}),
+        (
+            ["daemon", "trigger"],
+            {"subprocess", "urllib.parse", "inotify_simple", "besom.locks", "rich", "pathlib"},
+        ),
         (["housekeep"], {"urllib.request", "besom.durable", "besom.sessions", "besom.info", "rich"}),
     ],
 )
