@@ -208,7 +208,7 @@ options:
     suboptions:
       workers:
         description:
-          - At most so many entries are removed at a time; V(auto) is as many as pay, and the default.
+          - At most so many entries are removed, or of a large store read, at a time; V(auto) is as many as pay, and the default.
           - Where each removal waits for the disk they wait side by side; two are at work where more get on no faster.
         type: str
       max_rate:

@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""How hard a removal may press its host: how much at a time, how fast, behind whose I/O."""
+"""How hard a run may press its host: how much at a time, how fast, behind whose I/O."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SLICE_S = 0.02
 
 @dataclass(frozen=True)
 class Effort:
-    """workers: entries that are removed at a time, at most; they are as many as pay.
+    """workers: entries that are read or removed at a time, at most; they are as many as pay.
 
     max_rate: entries a second, by one alone then; 0: no limit. io_class: one of policy.IO_CLASSES; empty:
     no change.

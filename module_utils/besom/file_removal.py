@@ -6,72 +6,23 @@ from __future__ import annotations
 import errno
 import os
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import compress
 from typing import Any, Callable
 
 from .effort import Rate
-from .inventory import Criteria, Directories, Inventory, candidates, unread
+from .inventory import Criteria, Inventory
 from .locks import LockTable
+from .looking import ELSEWHERE, FILES, Looker, Names, Place, jobs_of, locked_by, ways_to
 from .removal import Ident, Removed, Remover
 from .report import CAP
-from .root import Root
 from .run import Run
-from .selection import Chunk
+from .selection import Chunk, Victim, first_victims
 from .shutdown import Shutdown
-from .tree import CHANGED, Blocked, Cursor, MountPoint, Sums, file_forbids, in_range
-
-# Of what is no longer where it was.
-_ELSEWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
-# Files of a job: so few that all processes end at about the same time.
-_FILES = 256
-
-
-class Place:
-    """Takes a cursor from directory to directory, in the order of the walk."""
-
-    def __init__(
-        self, found: Directories, left: Callable[[Cursor, int, Ident], None] = lambda *left: None
-    ) -> None:
-        """left(cursor, directory, ident) is called in the parent, after a directory was left for good."""
-        self.cursor = Cursor(found.root)
-        self._found = found
-        self._left = left
-        # The directories that the cursor stands in, from below the root down.
-        self.way: list[int] = []
-
-    def go(self, directory: int) -> OSError | None:
-        """Stand in directory; returns the error instead when it cannot be reached."""
-        chain = self._found.chain(directory)
-        common = 0
-        while common < min(len(chain), len(self.way)) and chain[common] == self.way[common]:
-            common += 1
-        try:
-            self.rise(common)
-            for step in chain[common:]:
-                self.cursor.enter(self._found.names[step])
-                self.way.append(step)
-        except OSError as error:
-            return error
-        return None
-
-    def rise(self, depth: int = 0) -> None:
-        """Leave directories until depth of them are left on the way. Raises Moved."""
-        while len(self.way) > depth:
-            directory, ident = self.way.pop(), self.cursor.ident
-            try:
-                self.cursor.leave()
-            except OSError:
-                # What was moved away is not emptied here; go on from where the cursor still stands.
-                del self.way[self.cursor.depth :]
-                if len(self.way) < depth:
-                    raise
-                continue
-            self._left(self.cursor, directory, ident)
+from .tree import CHANGED, Cursor, MountPoint, file_forbids, in_range
 
 
 @dataclass
@@ -89,36 +40,7 @@ class _Victims:
     listed: Collection[str]
 
 
-@dataclass
-class _Names:
-    """Names in one directory that are to be looked at, and removed where they may go.
-
-    number: of this job among all; ident: of the directory; ways, standing: as with victims.
-    """
-
-    number: int
-    criteria: Criteria
-    where: int
-    ident: Ident
-    names: list[str]
-    ways: dict[int, tuple[int, str]]
-    standing: list[int]
-
-
-class _Ways(Directories):
-    """The directories on the way to the victims at hand."""
-
-    def __init__(self, root: Root) -> None:
-        self.root, self.parents, self.names = root, {}, {}
-
-    def now(self, ways: Mapping[int, tuple[int, str]], way: Sequence[int]) -> None:
-        """Know these, and of the others those on the way to where one stands."""
-        known = {one: (self.parents[one], self.names[one]) for one in way} | dict(ways)
-        self.parents = {one: parent for one, (parent, _name) in known.items()}
-        self.names = {one: name for one, (_parent, name) in known.items()}
-
-
-class FileRemover(Remover["_Victims | _Names"]):
+class FileRemover(Remover["_Victims | Names"]):
     """Removes the victims of the chunks that it is given, and what may go of the names that it is given; then
     the directories that this left empty.
 
@@ -128,7 +50,6 @@ class FileRemover(Remover["_Victims | _Names"]):
     def __init__(self, found: Inventory, lru: bool, run: Run, total: Callable[[], int]) -> None:
         super().__init__(found, run, total, run.effort.workers)
         self.lru = lru
-        self._looks = 0
 
     def add(self, chunk: Chunk, listed: Collection[str]) -> None:
         """Have the victims of a chunk removed; waits while much else is to be removed before.
@@ -147,26 +68,14 @@ class FileRemover(Remover["_Victims | _Names"]):
             )
         columns = tuple(columns)
         standing = self.found.standing[:]
-        for start in range(0, len(columns[0]), _FILES):
-            its = tuple(column[start : start + _FILES] for column in columns)
-            self.give(_Victims(chunk.device, its, self._ways_to(set(its[1])), standing, listed))
+        for start in range(0, len(columns[0]), FILES):
+            its = tuple(column[start : start + FILES] for column in columns)
+            self.give(_Victims(chunk.device, its, ways_to(self.found, set(its[1])), standing, listed))
 
     def look(self, criteria: Criteria, where: int, ident: Ident, names: list[str]) -> None:
         """Have those of some names in a directory removed that may go; waits as add does."""
-        ways, standing = self._ways_to([where]), self.found.standing[:]
-        for start in range(0, len(names), _FILES):
-            its = names[start : start + _FILES]
-            self.give(_Names(self._looks, criteria, where, ident, its, ways, standing))
-            self._looks += 1
-
-    def _ways_to(self, directories: Iterable[int]) -> dict[int, tuple[int, str]]:
-        """Parent and name of each directory on the way to one of these."""
-        ways = {}
-        for directory in directories:
-            while directory and directory not in ways:
-                ways[directory] = (self.found.parents[directory], self.found.names[directory])
-                directory = self.found.parents[directory]
-        return ways
+        for job in jobs_of(self.found, criteria, where, ident, names):
+            self.give(job)
 
     def hire(self, done: memoryview[int], shutdown: Shutdown, parent: int) -> _Hand:
         return _Hand(self, done, shutdown, parent)
@@ -195,15 +104,14 @@ class FileRemover(Remover["_Victims | _Names"]):
         place.cursor.rise(0)
 
 
-class _Hand:
+class _Hand(Looker):
     """Removes victims, in one thread; done, shutdown and parent as workers.Hire has them."""
 
     def __init__(self, remover: FileRemover, done: memoryview[int], shutdown: Shutdown, parent: int) -> None:
-        self.all, self.done, self.shutdown, self.parent = remover, done, shutdown, parent
+        super().__init__(remover.found.root, shutdown, parent, self.left)
+        self.all, self.done = remover, done
         self.outcome = Removed()
         self.rate = Rate(remover.run.effort.max_rate)
-        self.ways = _Ways(remover.found.root)
-        self.place = Place(self.ways, self.left)
         self.standing: Collection[int] = ()
         self.listed: Collection[str] = ()
         # Directories that something was removed from.
@@ -212,12 +120,10 @@ class _Hand:
     def result(self) -> Removed:
         with suppress(OSError):
             self.place.rise()
-        if self.outcome.seen is not None and self.outcome.seen.chunks:
-            self.outcome.seen.chunks[-1].seal()
+        if self.seen is not None and self.seen.chunks:
+            self.seen.chunks[-1].seal()
+        self.outcome.seen, self.outcome.left_out = self.seen, self.left_out
         return self.outcome
-
-    def close(self) -> None:
-        self.place.cursor.rise(0)
 
     def left(self, cursor: Cursor, directory: int, ident: Ident) -> None:
         """Remove directory, which was left for its parent, if it was emptied here."""
@@ -233,71 +139,57 @@ class _Hand:
             _remove_directory(self.ways.names[directory], cursor.fd, ident)
             self.touched.add(self.ways.parents[directory])
 
-    def work(self, job: _Victims | _Names) -> None:
+    def work(self, job: _Victims | Names) -> None:
         if self.shutdown.signum:
             return
-        self.ways.now(job.ways, self.place.way)
         self.standing = set(job.standing)
-        if isinstance(job, _Names):
+        if isinstance(job, Names):
             self.listed = ()
             self.look(job)
         else:
             self.listed = set(job.listed)
+            self.ways.now(job.ways, self.place.way)
             self.remove(job)
 
-    def look(self, job: _Names) -> None:
+    def look(self, job: Names) -> None:
         """Remove what may go of some names, each as soon as it was looked at."""
-        outcome, where, place = self.outcome, job.where, self.place
-        if outcome.seen is None:
-            outcome.seen = Inventory(self.all.found.root, not job.criteria.lru)
-        seen, table = outcome.seen, LockTable()
-        error = place.go(where)
-        fd = place.cursor.fd
-        here = self.ways.path(self.ways.parents[where], self.ways.names[where]) if where else ""
-        if error and error.errno == errno.ENOENT:
-            return
-        if error and (isinstance(error, MountPoint) or error.errno not in _ELSEWHERE):
-            outcome.left_out[where] = unread(here, error)
-            return
-        why = CHANGED if error or place.cursor.ident != job.ident else _in_use(place.cursor, table)
-        if why:
-            outcome.left_out[where] = Blocked(here, why)
-            return
-        done, victims, before = self.done, outcome.victims, self.done[0]
+        outcome, where = self.outcome, job.where
+        done, before, victims = self.done, self.done[0], outcome.victims
+        # Whether any of these can be among the first.
+        first: list[Victim] | None = [] if len(victims) < CAP or where <= victims[-1][0] else None
         shutdown, parent, unlink, getppid = self.shutdown, self.parent, os.unlink, os.getppid
-        sums, path = Sums(os.fstat(fd)), partial(self.ways.path, where)
-        its = candidates(job.criteria, seen, sums, job.names, fd, path, table)
         gone = held = 0
-        try:
-            for name, st, mtime, key, size, link in its:
-                # Nobody would hear of what is done for a parent that was killed.
-                if shutdown.signum or (parent and getppid() != parent):
-                    break
-                if link is not None:
-                    # What it frees is known only once all names of it are.
-                    seen.room_for(link, st.st_dev).append(name, where, st, mtime, key, size)
-                    continue
-                try:
-                    unlink(name, dir_fd=fd)
-                except OSError as refused:
-                    self.refused(where, name, fd, refused, size)
-                    outcome.planned.add(1, size)
-                    continue
-                gone += 1
-                held += size
-                done[0] = before + gone
-                if len(victims) < CAP:
-                    victims.append((job.number, key, path(name), size))
-        except OSError as refused:
-            outcome.left_out[where] = unread(place.cursor.path(), refused)
-        finally:
-            its.close()
-            seen.count(sums)
-            outcome.planned.add(gone, held)
-            outcome.removed.add(gone, held)
-            outcome.usage += held
-            if gone:
-                self.touched.add(where)
+        with self.looking(job) as (seen, fd, its):
+            try:
+                for name, st, mtime, key, size, link in its:
+                    # Nobody would hear of what is done for a parent that was killed.
+                    if shutdown.signum or (parent and getppid() != parent):
+                        break
+                    if link is not None:
+                        # What it frees is known only once all names of it are.
+                        seen.room_for(link, st.st_dev, key, where, name).append(
+                            name, where, st, mtime, key, size
+                        )
+                        continue
+                    try:
+                        unlink(name, dir_fd=fd)
+                    except OSError as refused:
+                        self.refused(where, name, fd, refused, size)
+                        outcome.planned.add(1, size)
+                        continue
+                    gone += 1
+                    held += size
+                    done[0] = before + gone
+                    if first is not None:
+                        first.append((where, name, key, size))
+            finally:
+                outcome.planned.add(gone, held)
+                outcome.removed.add(gone, held)
+                outcome.usage += held
+                if first:
+                    outcome.victims = first_victims(victims, first)
+                if gone:
+                    self.touched.add(where)
 
     def remove(self, job: _Victims) -> None:
         """Remove victims that are as they were when they were planned."""
@@ -319,7 +211,7 @@ class _Hand:
                 here, error = where, place.go(where)
                 fd = place.cursor.fd
                 # Somebody may have begun to work in it since it was read.
-                in_use = _in_use(place.cursor, table) if locked else ""
+                in_use = locked_by(place.cursor, table) if locked else ""
             if error:
                 self.refused(where, name, fd, error)
                 continue
@@ -376,7 +268,7 @@ class _Hand:
     def refused(self, where: int, name: str, fd: int, error: OSError, freed: int = 0) -> None:
         """Note why a victim does not go, which was to free so many bytes."""
         outcome, path = self.outcome, self.stays(where, name)
-        if error.errno in _ELSEWHERE:
+        if error.errno in ELSEWHERE:
             outcome.kept.add(path, CHANGED)
         elif isinstance(error, MountPoint) or error.errno == errno.EBUSY:
             outcome.kept.add(path, "is a mount point")
@@ -385,18 +277,6 @@ class _Hand:
             outcome.anomalies.add(path, f"is {file_forbids(name, fd)}")
         else:
             outcome.failures.add(path, f"cannot be removed: {error.strerror}")
-
-
-def _in_use(cursor: Cursor, table: LockTable) -> str:
-    """By whom the directory that cursor stands in, or one above it, is in use; empty if by nobody.
-
-    The lock of the root is that of this run.
-    """
-    for device, inode in cursor.way:
-        holder = table.holder(device, inode) if inode in table.inodes else None
-        if holder:
-            return f"in use: locked by {holder}"
-    return ""
 
 
 def _remove_directory(name: str, fd: int, ident: Ident) -> None:

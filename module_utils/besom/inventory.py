@@ -12,9 +12,10 @@ import re
 import stat
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Optional, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
 from .locks import LockTable
 from .own_names import OWNED
@@ -44,10 +45,16 @@ from .tree import (
 )
 from .units import printable
 
+if TYPE_CHECKING:
+    from .file_reading import FileReader
+
 OLDEST = -(2**63)
 YOUNGEST = 2**63 - 1
 # So many tables that are about to be taken stay open: packing them takes longer than it saves.
 _OPEN = 8
+# So many files are read before others are asked to help: to start processes takes as long. Nor are they with
+# the names of a small directory, which is open here: to go there takes them as long.
+_ALONE, _SMALL = 1 << 13, 64
 # Names of a directory that are listed before any of them goes. Some file systems do not list a directory well
 # from which names go meanwhile; that of a larger one would take memory.
 _LISTED = 1 << 14
@@ -64,6 +71,8 @@ class _Link:
     seen: int = 0
     listed: int = 0
     gone: int = 0
+    # Of the name that is listed last, by key, directory and name: these, and its place in the tables.
+    last: tuple[int, int, str] = (OLDEST, -1, "")
     chunk: int = -1
     position: int = -1
 
@@ -241,11 +250,12 @@ class Inventory(Directories):
             chunks.append(chunk)
         return chunk
 
-    def room_for(self, link: _Link, device: int) -> Chunk:
+    def room_for(self, link: _Link, device: int, key: int, where: int, name: str) -> Chunk:
         """The same for a name of an inode that has several, whose bytes are known only in the end."""
         chunk = self.room(device)
         link.listed += 1
-        link.chunk, link.position = len(self.chunks) - 1, len(chunk)
+        if (key, where, name) > link.last:
+            link.last, link.chunk, link.position = (key, where, name), len(self.chunks) - 1, len(chunk)
         return chunk
 
     def count(self, sums: Sums) -> None:
@@ -319,8 +329,8 @@ class Inventory(Directories):
                 self.usage -= link.size
             mine.seen += link.seen
             mine.listed += link.listed
-            if link.listed:
-                mine.chunk, mine.position = before + link.chunk, link.position
+            if link.last > mine.last:
+                mine.last, mine.chunk, mine.position = link.last, before + link.chunk, link.position
 
     def measure_trash(
         self, table: LockTable, forecast: Forecast, beside: Mapping[str, Measure] | None = None
@@ -392,7 +402,7 @@ def candidates(
     """Look at names of the directory open as fd, none of them a directory or mounted on; those that may go.
 
     Each was looked at just before it is given. What all come to is added to sums, kept, young and
-    links. Raises OSError.
+    links; what could not be looked at is left out, and the error is in sums.
     """
     lru, horizon, grace, only = criteria.lru, criteria.horizon, criteria.grace, criteria.only
     locked, links, device, stat = table.inodes, found.links, sums.own.st_dev, os.stat
@@ -403,6 +413,9 @@ def candidates(
             try:
                 st = stat(name, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
+                continue
+            except OSError as error:
+                sums.refused = error
                 continue
             kind = st.st_mode & 0o170000
             if kind != 0o100000 and kind != 0o120000:
@@ -484,8 +497,9 @@ def read_files(
     whole: chunks have the entries that could not be removed as well, and every anomaly is named.
     taker: gets all that is listed but what has several links, whose bytes are known only in the end; from
     the first on that may go, it looks by itself.
-    companion: what it does not have scanned is not in the inventory. Raises Interrupted between two
-    directories, and between two files of a large one.
+    companion: what it does not have scanned is not in the inventory. Without these two many files are looked
+    at by as many processes and threads as pay, run.effort.workers at most. Raises Interrupted between two
+    directories, and between two files of a large one; BesomError where such a process was killed.
     """
     found, forecast = Inventory(root, by_mtime=not lru), run.forecast
     criteria = Criteria(lru, horizon, grace, only, whole)
@@ -495,7 +509,9 @@ def read_files(
     way, doing = found.standing, f"reading {printable(root.path)}"
     going: list[Chunk] = [] if taker else found.chunks
     others = os.geteuid() != 0
-    given = 0
+    # Names that are looked at by others, and here.
+    given = alone = 0
+    reader: FileReader | None = None
 
     def stand() -> int:
         run.shutdown.check(doing)
@@ -527,12 +543,14 @@ def read_files(
         listed: list[str] = []
 
         def consider(names: list[str]) -> None:
-            nonlocal given, unremovable
-            if taker and taker.looks and going and not (companion or forbidden or sticky):
+            nonlocal given, alone, unremovable
+            look_at = None if companion or forbidden or sticky else others_look(len(names))
+            if look_at is not None:
                 run.shutdown.check(doing)
-                taker.look(found, criteria, here, (own.st_dev, own.st_ino), names)
+                look_at(criteria, here, (own.st_dev, own.st_ino), names)
                 given += len(names)
                 return
+            alone += len(names)
             chunk: Chunk | None = None
             for name, st, mtime, key, size, link in look(names):
                 if forbidden or (sticky and sticky_forbids(own, st)):
@@ -541,7 +559,7 @@ def read_files(
                         continue
                 if chunk is None or chunk.device != st.st_dev or len(chunk.mtime) >= CHUNK:
                     chunk = found.room(st.st_dev, going)
-                into = chunk if link is None else found.room_for(link, st.st_dev)
+                into = chunk if link is None else found.room_for(link, st.st_dev, key, here, name)
                 into.append(name, here, st, mtime, key, size)
 
         def look(names: list[str]) -> Iterator[Candidate]:
@@ -569,6 +587,10 @@ def read_files(
                         consider(listed)
                         listed = []
         consider(listed)
+        if sums.refused is not None:
+            if companion is not None:
+                raise sums.refused
+            found.note(unread(cursor.path(), sums.refused))
         if unremovable:
             why = forbidden or "is sticky, and they belong to others"
             found.anomalies.add(
@@ -587,6 +609,18 @@ def read_files(
         while taker and len(going) > most:
             taker.take(found, going.pop(0))
 
+    def others_look(count: int) -> Callable[[Criteria, int, tuple[int, int], list[str]], None] | None:
+        """By whom so many names of a directory are looked at, if by others."""
+        nonlocal reader
+        if taker is not None:
+            return partial(taker.look, found) if taker.looks and going else None
+        if reader is None and alone >= _ALONE and not whole and run.effort.workers > 1:
+            # 15 ms on a module's arrival.
+            from .file_reading import FileReader
+
+            reader = reading_ends.enter_context(FileReader(found, run))
+        return reader.look if reader is not None and count >= _SMALL else None
+
     def left(_name: str) -> None:
         # None for one that could not be read at all.
         del way[cursor.depth + 1 :]
@@ -600,20 +634,27 @@ def read_files(
         return companion.scan(reading) if companion is not None else scan()
 
     reading = Reading(cursor, table, scan, stand, Sums(os.fstat(root.fd)))
-    try:
-        walk(cursor, together, left, refused)
-    except OSError as error:
-        refused("", error)
-    finally:
-        cursor.rise(0)
-        way.clear()
-    hand_over(0)
-    if found.chunks:
-        found.chunks[-1].seal()
-    if taker:
-        taker.settle()
+    with ExitStack() as reading_ends:
+        try:
+            walk(cursor, together, left, refused)
+        except OSError as error:
+            refused("", error)
+        finally:
+            cursor.rise(0)
+            way.clear()
+        hand_over(0)
+        if found.chunks:
+            found.chunks[-1].seal()
+        if taker:
+            taker.settle()
+        if reader is not None:
+            reader.settle()
+            # Nobody may have looked at some.
+            run.shutdown.check(doing)
     found.measure_trash(table, forecast)
     for link in found.links.values():
+        # It is known now, and takes room.
+        link.last = _Link.last
         # A name that stays keeps the inode: then its bytes go with none of the others.
         if link.listed and link.listed == link.seen:
             freed = link.size if link.seen >= link.links else 0

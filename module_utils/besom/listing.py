@@ -83,8 +83,8 @@ class Listing:
     def sorted(self, sort: str = "age", reverse: bool = False, limit: int | None = None) -> Iterator[Entry]:
         """The entries: by age the oldest first, by size the largest, by id and group as characters go.
 
-        Equals follow in the order of removal. limit: only the first so many, which costs no memory for
-        the others.
+        Equals follow in the order of removal, names of one inode as they were found. limit: only the first so
+        many, which costs no memory for the others.
         """
         rows = self._rows(sort)
         if limit is None:

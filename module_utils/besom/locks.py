@@ -90,7 +90,8 @@ class LockTable:
                 text = b""
         self._locks: dict[int, list[tuple[int, int]]] = {}
         self._plain: set[int] | None = None
-        own = {os.getpid(), *self.company}
+        # 0 is that of none.
+        own = {os.getpid(), *filter(None, self.company)}
         for line in text.split(b"\n"):
             words = line.split()
             if len(words) < 8 or words[1] == b"->":

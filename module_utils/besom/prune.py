@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,7 @@ from .policy import Policy, Store
 from .report import CAP, INDEX, PART, STATVFS, WALK, Report, Tally
 from .root import Root
 from .run import Forecast, Run
-from .selection import Chunk, Goals, choose, tally
+from .selection import Chunk, Goals, Victim, choose, first_victims, first_victims_of, tally
 from .tree import Cursor, file_forbids, finish_trash, has_trash, is_directory
 from .units import format_size, printable
 
@@ -101,8 +101,7 @@ class Ahead:
         self.remover: FileRemover | None = None
         self.found: Inventory | None = None
         self.planned = Tally()
-        # (key, path, freed) of the first victims.
-        self.victims: list[tuple[int, str, int]] = []
+        self.victims: list[Victim] = []
         # What came of all that was taken until the end of the reading.
         self.outcome: Removed | None = None
         self._looked = False
@@ -128,10 +127,10 @@ class Ahead:
             return
         chunk.victims = bytearray(b"\1" * len(chunk))
         self.planned.add(len(chunk), sum(chunk.freed))
-        named = list(islice(_rows(found, chunk), max(0, CAP - len(self.victims))))
-        self.victims += named
+        before = set(self.victims)
+        self.victims = first_victims_of([chunk], self.victims)
         with self._removing(found) as remover:
-            remover.add(chunk, [printable(path) for _key, path, _freed in named])
+            remover.add(chunk, [printable(found.path(*row[:2])) for row in {*self.victims} - before])
 
     def look(self, found: Inventory, criteria: Criteria, where: int, ident: Ident, names: list[str]) -> None:
         self._looked = True
@@ -144,8 +143,7 @@ class Ahead:
         with self._removing(self.found) as remover:
             outcome = self.outcome = remover.finish()
         self.planned.add(outcome.planned.entries, outcome.planned.bytes)
-        self.victims += [(key, path, freed) for _job, key, path, freed in outcome.victims]
-        del self.victims[CAP:]
+        self.victims = first_victims(self.victims, outcome.victims)
         for _where, blocked in sorted(outcome.left_out.items()):
             self.found.note(blocked)
         if outcome.seen is not None:
@@ -384,27 +382,33 @@ def _warn(report: Report, found: Inventory, short: Goals, policy: Policy) -> Non
 
 
 def _list_victims(
-    request: Request, found: Inventory, report: Report, goals: Goals, taken: Iterable[tuple[int, str, int]]
+    request: Request, found: Inventory, report: Report, goals: Goals, taken: list[Victim]
 ) -> None:
-    """Name the first victims, those that were taken before all others, with the limit that each is over."""
+    """Name the first victims, some of which were taken before, with the limit that each is over.
+
+    Of files the first are those by directory, in the order of the walk, and name; of all else the oldest.
+    """
     for name, size in found.trash.items():
         report.victims.add(found.path(0, name), "trash left by a crash", kind="tree", bytes=size)
     kind = request.store.layout[:-1]
-    rows = chain(taken, chain.from_iterable(_rows(found, chunk) for chunk in found.chunks))
-    for key, path, freed in sorted(islice(rows, max(0, CAP - len(report.victims.items)))):
+    if kind == "file":
+        taken = first_victims_of(found.chunks, taken)
+    else:
+        rows = (
+            row
+            for chunk in found.chunks
+            if any(chunk.victims)
+            for row in compress(zip(chunk.where, chunk.names, chunk.key, chunk.freed), chunk.victims)
+        )
+        taken = list(islice(rows, CAP))
+    named = taken[: max(0, CAP - len(report.victims.items))]
+    for key, path, freed in sorted(
+        (key, found.path(where, name), freed) for where, name, key, freed in named
+    ):
         reason = "older than max_age" if key < goals.before else "oldest, over the limit"
         reason = "emptied" if request.empty else "purged" if request.named else reason
         report.victims.add(path, reason, kind=kind, bytes=freed)
     report.victims.total = report.planned.entries
-
-
-def _rows(found: Inventory, chunk: Chunk) -> Iterator[tuple[int, str, int]]:
-    """(key, path, freed) of each victim of a chunk."""
-    if any(chunk.victims):
-        for key, where, name, freed in compress(
-            zip(chunk.key, chunk.where, chunk.names, chunk.freed), chunk.victims
-        ):
-            yield key, found.path(where, name), freed
 
 
 # A victim that may not go: its key and inode, its path, and why.
@@ -444,7 +448,7 @@ def _drop_forbidden(found: Inventory, clear: list[bytearray], shutdown: Shutdown
 
     clear: what of each chunk is known to be neither, and is not opened again.
     """
-    from .file_removal import Place
+    from .looking import Place
 
     place = Place(found)
     dropped: list[_Forbidden] = []

@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from heapq import nsmallest
-from itertools import chain
 from types import TracebackType
 from typing import Callable, Generic, TypeVar
 
 from .errors import BesomError
 from .inventory import Inventory
-from .report import CAP, Noted, Tally
+from .report import Noted, Tally
 from .run import Run
+from .selection import Victim, first_victims
 from .shutdown import Shutdown
 from .tree import Blocked, Removal
 from .units import printable
@@ -33,8 +32,8 @@ class Removed:
     forbidden: those under a rule (immutable, append-only) that a quick plan does not see, and the bytes that
     it counted on; emptied: directories that may be empty now, and had the reading in them when that was to
     be seen. Of names that nobody had looked at before: seen, what they came to, but for the victims; planned,
-    those, and what they were to free; victims, the first of them that are gone, by the number of their job:
-    its number, key, path and bytes; left_out, why directories were not looked at.
+    those, and what they were to free; victims, the first of them that are gone; left_out, why directories
+    were not looked at.
     """
 
     removed: Tally = field(default_factory=Tally)
@@ -48,7 +47,7 @@ class Removed:
     emptied: dict[int, Ident] = field(default_factory=dict)
     seen: Inventory | None = None
     planned: Tally = field(default_factory=Tally)
-    victims: list[tuple[int, int, str, int]] = field(default_factory=list)
+    victims: list[Victim] = field(default_factory=list)
     left_out: dict[int, Blocked] = field(default_factory=dict)
 
     def account(self, path: str, removal: Removal, size: int, planned: int, listed: Collection[str]) -> bool:
@@ -93,7 +92,7 @@ class Removed:
             self.seen = self.seen or other.seen
         self.planned.add(other.planned.entries, other.planned.bytes)
         self.left_out.update(other.left_out)
-        self.victims = nsmallest(CAP, chain(self.victims, other.victims))
+        self.victims = first_victims(self.victims, other.victims)
 
 
 class Remover(Generic[Job]):

@@ -10,11 +10,16 @@ from __future__ import annotations
 import os
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import compress
+from heapq import nsmallest
+from itertools import chain, compress, groupby
+from operator import itemgetter
 from typing import Any, Callable
+
+from .report import CAP
 
 CHUNK = 1024
 # What no choice is made by: compressed once the chunk is sealed, a third of its size.
@@ -153,7 +158,7 @@ class Goals:
 def choose(chunks: list[Chunk], goals: Goals) -> Goals:
     """Mark the victims in chunks; returns what of the goals they leave unreached (<= 0: reached).
 
-    The order is by key, then inode, then place in the walk, so one input gives one plan. No victim
+    The order is by key, then inode, then directory and name, so one input gives one plan. No victim
     can be left out at the young end without missing a goal.
     """
     for chunk in chunks:
@@ -189,13 +194,42 @@ def choose(chunks: list[Chunk], goals: Goals) -> Goals:
                 chunk.victims[i] = 1
             elif key <= youngest and inode <= high and not chunk.victims[i]:
                 last.append((key, inode, n, i))
-    for _key, _inode, n, i in sorted(last):
+    for _key, _inode, n, i in _in_order(chunks, last):
         if goals.reached(0, 0, 0):
             break
         chunk = chunks[n]
         chunk.victims[i] = 1
         goals = goals.less(1, chunk.bytes[i], chunk.freed[i])
     return goals
+
+
+def _in_order(chunks: list[Chunk], rows: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Rows (key, inode, chunk, position) by key and inode, and names of one inode by directory and name."""
+    times = Counter(row[:2] for row in rows)
+    places: dict[tuple[int, int], tuple[int, str]] = {}
+    for n, its in groupby((row for row in rows if times[row[:2]] > 1), key=itemgetter(2)):
+        where, names = chunks[n].where, chunks[n].names
+        places.update(((n, i), (where[i], names[i])) for _key, _inode, _n, i in its)
+    return sorted(rows, key=lambda row: (row[:2], places.get(row[2:], ())))
+
+
+# A file that goes: its directory and name, by which some are the first of many; its key and bytes.
+Victim = tuple[int, str, int, int]
+
+
+def first_victims(*several: Iterable[Victim]) -> list[Victim]:
+    """As many of the first as a report names."""
+    return nsmallest(CAP, chain.from_iterable(several))
+
+
+def first_victims_of(chunks: Iterable[Chunk], first: list[Victim]) -> list[Victim]:
+    """The same of those in first, which are sorted, and all that are marked in chunks."""
+    for chunk in chunks:
+        marks = chunk.victims
+        if not any(marks) or (len(first) == CAP and min(compress(chunk.where, marks)) > first[-1][0]):
+            continue
+        first = first_victims(first, compress(zip(chunk.where, chunk.names, chunk.key, chunk.freed), marks))
+    return first
 
 
 def _tally(chunk: Chunk) -> tuple[int, int, int]:

@@ -287,8 +287,8 @@ class Sums:
 
     usage: bytes of the inodes with one link; entries; oldest, newest: keys (ns); low, high: the inode
     numbers of all that was looked at, its own among them; shared: device, inode and bytes of each name of
-    an inode with several links; strange: something is on another device; settled: all this stays as long as
-    mtime and ctime of the directory do, but for locks.
+    an inode with several links; strange: something is on another device; refused: why something could not be
+    looked at; settled: all this stays as long as mtime and ctime of the directory do, but for locks.
     """
 
     own: os.stat_result
@@ -300,6 +300,7 @@ class Sums:
     high: int = 0
     shared: list[tuple[int, int, int]] = field(default_factory=list)
     strange: bool = False
+    refused: OSError | None = None
     settled: bool = False
 
 

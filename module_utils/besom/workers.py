@@ -16,13 +16,14 @@ import queue
 import resource
 import select
 import signal
+import struct
 import threading
 import time
 import traceback
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_UN, fcntl, lockf
+from io import BufferedWriter
 from types import TracebackType
 from typing import Any, Callable, Generic, Protocol, TypeVar
 
@@ -51,8 +52,11 @@ _AHEAD = 5
 _SET_SIZE, _SIZE = 1031, 1 << 18
 # For the process that began the work, wherever they are sent: to its group, or to all of a service.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-# What a process tells: one job is done; it has failed, and waits for the end of its jobs; its result follows.
-_DONE, _FAILED, _RESULT = b".", b"!", b"="
+# What a process tells: one job is done, or is, and a part of a result follows; it has failed, and waits for
+# the end of its jobs; the rest of its results follows. What follows has its length before it.
+_DONE, _PART, _FAILED, _RESULTS = b".+!="
+_WITH_CONTENT = (_PART, _RESULTS)
+_LENGTH = struct.Struct("=Q")
 
 
 class Pace:
@@ -91,11 +95,11 @@ class Pace:
 class Worker(Protocol[_Given_contra, _Found_co]):
     """Who does jobs, one after the other."""
 
-    def work(self, job: _Given_contra) -> None:
-        """Do a job, or what a shutdown leaves of it."""
+    def work(self, job: _Given_contra) -> _Found_co | None:
+        """Do a job, or what a shutdown leaves of it; returns what is to be handed over already, if any."""
 
     def result(self) -> _Found_co:
-        """What came of all jobs."""
+        """What came of all jobs, but for what was handed over."""
 
     def close(self) -> None:
         """Let go of what it holds, whatever has come of its jobs; the last that is asked for."""
@@ -157,8 +161,9 @@ class _Process:
     share: memoryview[int]
     # Jobs that it has.
     given: int = 0
-    # What it has sent of its results, once that began.
-    result: bytearray | None = None
+    # What it has told, as far as that is not all there.
+    told: bytearray = field(default_factory=bytearray)
+    results: Any = None
 
     @property
     def over(self) -> int:
@@ -200,10 +205,11 @@ class _Hands(Generic[Job, Result]):
         self,
         hire: Callable[[int], Worker[Job, Result]],
         most: memoryview[int],
-        done: Callable[[], None],
+        done: Callable[[Result | None], None],
         failed: Callable[[], None],
     ) -> None:
-        """hire makes the worker of a thread, by its number; done is called after each job, failed once.
+        """hire makes the worker of a thread, by its number; done is called after each job, with what is to be
+        handed over, failed once.
 
         most: how many may be at work, a number that changes.
         """
@@ -245,8 +251,7 @@ class _Hands(Generic[Job, Result]):
         self._workers.append(worker)
 
     def _do(self, worker: Worker[Job, Result], job: Job) -> None:
-        worker.work(job)
-        self._done()
+        self._done(worker.work(job))
         with self._fewer:
             self._busy -= 1
             self._fewer.notify()
@@ -278,6 +283,16 @@ class _Hands(Generic[Job, Result]):
         finally:
             for worker in self._workers:
                 worker.close()
+
+
+def _tell(news: BufferedWriter, what: int, content: Any = None) -> None:
+    """Tell one thing by a pipe that threads share. Raises OSError."""
+    told = bytes([what])
+    if what in _WITH_CONTENT:
+        pickled = pickle.dumps(content, 5)
+        told += _LENGTH.pack(len(pickled)) + pickled
+    news.write(told)
+    news.flush()
 
 
 class Workers(Generic[Job, Result]):
@@ -331,7 +346,7 @@ class Workers(Generic[Job, Result]):
             self._first = job
 
     def finish(self) -> list[Result]:
-        """The result of every worker, once every job is done and every process has ended.
+        """What came of all jobs, in parts, once every job is done and every process has ended.
 
         More may be added then, whose results are those of the next time.
         """
@@ -352,7 +367,9 @@ class Workers(Generic[Job, Result]):
     def _do_here(self, job: Job) -> None:
         if self._here is None:
             self._here = self._hire(self._counts[:1], self._shutdown, 0)
-        self._here.work(job)
+        part = self._here.work(job)
+        if part is not None:
+            self._results.append(part)
         self._tell()
 
     def _give(self, job: Job) -> None:
@@ -430,14 +447,15 @@ class Workers(Generic[Job, Result]):
         try:
             fds += os.pipe()
             jobs, to_jobs, news, to_news = fds
-            with suppress(OSError):
-                fcntl(to_jobs, _SET_SIZE, _SIZE)
+            for fd in (to_jobs, to_news):
+                with suppress(OSError):
+                    fcntl(fd, _SET_SIZE, _SIZE)
             # In the child they stay blocked.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
                 parent, pid = os.getpid(), os.fork()
                 if not pid:
-                    self._serve(jobs, to_news, (to_jobs, news), parent)
+                    self._serve(jobs, to_news, [to_jobs, news], parent)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         except OSError:
@@ -451,7 +469,7 @@ class Workers(Generic[Job, Result]):
         self._pids[1 + number] = pid
         return _Process(number, pid, to_jobs, news, self._shares[number : number + 1])
 
-    def _serve(self, source: int, sink: int, others: Sequence[int], parent: int) -> None:
+    def _serve(self, source: int, sink: int, others: list[int], parent: int) -> None:
         """Do the jobs that come from source, in the child, and end."""
         try:
             # Of a page that is not touched there is one for all processes.
@@ -461,41 +479,43 @@ class Workers(Generic[Job, Result]):
             with suppress(OSError, ValueError):
                 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-            # Held on to here, the others would never see the end of their jobs.
-            for fd in (*others, *(process.jobs for process in self._processes if process.jobs >= 0)):
-                os.close(fd)
-            result: Any
-            try:
-                result = self._do_jobs(source, sink, parent)
-            except (OSError, BesomError) as error:
-                result = _Failed(BesomError(str(error)))
-            except MemoryError as error:
-                result = _Failed(error)
-            except BaseException:  # noqa: BLE001  # raised again in the parent
-                result = _Failed(RuntimeError(traceback.format_exc()))
-            with os.fdopen(sink, "wb") as out:
-                out.write(_RESULT)
-                pickle.dump(result, out, 5)
+            # Held on to here, the others would never see the end of their jobs, nor that nobody listens.
+            for process in self._processes:
+                others += (process.jobs, process.news)
+            for fd in others:
+                if fd >= 0:
+                    os.close(fd)
+            results: Any
+            with os.fdopen(sink, "wb") as news:
+                try:
+                    results = self._do_jobs(source, news, parent)
+                except (OSError, BesomError) as error:
+                    results = _Failed(BesomError(str(error)))
+                except MemoryError as error:
+                    results = _Failed(error)
+                except BaseException:  # noqa: BLE001  # raised again in the parent
+                    results = _Failed(RuntimeError(traceback.format_exc()))
+                _tell(news, _RESULTS, results)
         finally:
             # Never back into the parent's program, whose clean-up is not this process's to do.
             os._exit(0)
 
-    def _do_jobs(self, source: int, sink: int, parent: int) -> list[Result]:
-        """Do the jobs that come from source, and tell of each by sink; returns what came of all."""
+    def _do_jobs(self, source: int, news: BufferedWriter, parent: int) -> list[Result]:
+        """Do the jobs that come from source, and tell of each; returns what came of all."""
         first = 1 + self._started * self._most_each
         most = self._shares[self._started : self._started + 1]
 
         def hire(number: int) -> Worker[Job, Result]:
             return self._hire(self._counts[first + number : first + number + 1], self._stop, parent)
 
-        def done() -> None:
-            os.write(sink, _DONE)
+        def done(part: Result | None) -> None:
+            _tell(news, _DONE if part is None else _PART, part)
 
         def failed() -> None:
             self._stop.request()
             # Where nobody listens any more, nobody is to be told.
             with suppress(OSError):
-                os.write(sink, _FAILED)
+                _tell(news, _FAILED)
 
         hands: _Hands[Job, Result] = _Hands(hire, most, done, failed)
         try:
@@ -527,14 +547,32 @@ class Workers(Generic[Job, Result]):
             if not news:
                 self._end(process)
                 continue
-            if process.result is None:
-                told, follows, news = news.partition(_RESULT)
-                process.given -= told.count(_DONE)
-                if _FAILED in told:
-                    process.dismiss()
-                process.result = bytearray() if follows else None
-            if process.result is not None:
-                process.result += news
+            process.told += news
+            self._take_in(process)
+
+    def _take_in(self, process: _Process) -> None:
+        """Take in what a process has told, as far as it is all there."""
+        told, at = process.told, 0
+        while at < len(told):
+            what, start = told[at], at + 1
+            if what in _WITH_CONTENT:
+                start += _LENGTH.size
+                end = start + _LENGTH.unpack_from(told, at + 1)[0] if start <= len(told) else start
+                if end > len(told):
+                    break
+                with memoryview(told) as all_told:
+                    content = pickle.loads(all_told[start:end])  # noqa: S301  # from a fork of this process
+                if what == _PART:
+                    self._results.append(content)
+                else:
+                    process.results = content
+                start = end
+            if what in (_DONE, _PART):
+                process.given -= 1
+            elif what == _FAILED:
+                process.dismiss()
+            at = start
+        del told[:at]
 
     def _end(self, process: _Process) -> None:
         self._processes.remove(process)
@@ -546,13 +584,11 @@ class Workers(Generic[Job, Result]):
         with suppress(ChildProcessError):  # SIGCHLD is ignored here: the kernel has reaped it
             status = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
             how = f"was ended by signal {-status}" if status < 0 else how
-        try:
-            result = pickle.loads(process.result or b"")  # noqa: S301  # from a fork of this process
-        except (EOFError, pickle.UnpicklingError):
-            raise BesomError(f"A process of this run (PID {process.pid}) {how}; {STOPPED}.") from None
-        if isinstance(result, _Failed):
-            raise result.error
-        self._results += result
+        if process.results is None:
+            raise BesomError(f"A process of this run (PID {process.pid}) {how}; {STOPPED}.")
+        if isinstance(process.results, _Failed):
+            raise process.results.error
+        self._results += process.results
 
     def __enter__(self) -> Workers[Job, Result]:
         LockTable.company = self._pids

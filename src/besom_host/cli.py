@@ -152,7 +152,9 @@ def _policy(parser: Parser) -> None:
 def _removal(parser: Parser) -> None:
     group = parser.add_argument_group("how hard to press the host")
     group.add_argument(
-        "--workers", metavar="N|auto", help="remove at most N entries at a time (auto: as many as pay)"
+        "--workers",
+        metavar="N|auto",
+        help="read or remove at most N entries at a time (auto: as many as pay)",
     )
     group.add_argument("--max-rate", metavar="N", help="remove at most N entries in a second")
     group.add_argument("--io-class", choices=IO_CLASSES, help="behind whose I/O (default: nobody's)")

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from besom import inventory, looking
 from besom.housekeep import housekeep
 from besom.policy import Policy, Store, Temps
 from besom.prune import Request, prune
@@ -134,7 +135,7 @@ def expected_files(area: Any, limits: dict[str, Any], now: int) -> int:
 
 
 @EXAMPLES
-@given(entries=FILES, limits=policies())
+@given(entries=FILES, limits=policies(), by_several=st.booleans())
 def test_a_prune_of_files_does_what_its_dry_run_says_and_takes_exactly_the_oldest(
     fresh: Callable[..., Any],
     make_run: Callable[..., Any],
@@ -144,6 +145,7 @@ def test_a_prune_of_files_does_what_its_dry_run_says_and_takes_exactly_the_oldes
     now: int,
     entries: list[tuple[Any, ...]],
     limits: dict[str, Any],
+    by_several: bool,
 ) -> None:
     area, outside = fresh("store", "outside")
     build(area, outside, entries, [], now)
@@ -155,7 +157,12 @@ def test_a_prune_of_files_does_what_its_dry_run_says_and_takes_exactly_the_oldes
     assert snapshot(area) == before
     assert dry.planned.entries == expected_files(area, limits, now)
 
-    real = prune(request, make_run())
+    with pytest.MonkeyPatch.context() as patch:
+        if by_several:
+            patch.setattr(inventory, "_ALONE", 0)
+            patch.setattr(inventory, "_SMALL", 0)
+            patch.setattr(looking, "FILES", 2)
+        real = prune(request, make_run())
     gone = files - area.files()
     assert real.removed == real.planned == dry.planned
     assert {os.path.relpath(item["path"], area.path) for item in dry.victims.items} == gone

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from besom import entry_removal, file_removal, inventory, prune, session_removal, workers
+from besom import entry_removal, file_removal, inventory, looking, prune, session_removal, workers
 from besom.effort import Effort
 from besom.errors import BesomError
 from besom.locks import LockTable
@@ -36,7 +36,8 @@ def several(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Even a small store is worth several, with a few files each: the number of processes at least."""
     monkeypatch.setattr(inventory, "CHUNK", 2)
     monkeypatch.setattr(inventory, "_LISTED", 5)
-    monkeypatch.setattr(file_removal, "_FILES", 2)
+    monkeypatch.setattr(looking, "FILES", 2)
+    monkeypatch.setattr(file_removal, "FILES", 2)
     monkeypatch.setattr(entry_removal, "_WORK", 8)
     if request.param == "processes":
         monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})
@@ -1016,7 +1017,7 @@ def test_a_directory_that_was_listed_is_looked_at_as_it_is_when_its_files_go(
         look(self, criteria, where, ident, names)
 
     monkeypatch.setattr(file_removal.FileRemover, "look", after)
-    monkeypatch.setattr(file_removal, "_FILES", 1)
+    monkeypatch.setattr(looking, "FILES", 1)
     report = prune.prune(request_for(area, max_age="1d"), make_run(effort=Effort(workers=1)))
     [name] = listed
     assert report.removed.entries == report.planned.entries == 6 - left
@@ -1041,7 +1042,7 @@ def test_a_directory_is_listed_once_while_its_files_go(
 ) -> None:
     # More names than one getdents(2) gives.
     monkeypatch.setattr(inventory, "_LISTED", 1000)
-    monkeypatch.setattr(file_removal, "_FILES", 100)
+    monkeypatch.setattr(looking, "FILES", 100)
     for number in range(6000):
         area.file(f"{place}{number}", days=9 * (number % 2))
     os.mkfifo(area.at(f"{place}fifo"))

@@ -17,6 +17,8 @@ class Row:
     inode: int
     size: int
     freed: int
+    where: int = 0
+    name: str = ""
 
 
 def chunks_of(rows: list[Row], at_once: int) -> list[Chunk]:
@@ -24,9 +26,9 @@ def chunks_of(rows: list[Row], at_once: int) -> list[Chunk]:
     for start in range(0, len(rows), at_once):
         chunk = Chunk(device=1)
         for row in rows[start : start + at_once]:
-            chunk.open_names.append(f"{row.key}-{len(chunk)}")
+            chunk.open_names.append(row.name or f"{row.key}-{len(chunk)}")
             for column, value in (
-                (chunk.where, 0),
+                (chunk.where, row.where),
                 (chunk.inode, row.inode),
                 (chunk.mtime, 0),
                 (chunk.size, 0),
@@ -41,7 +43,7 @@ def chunks_of(rows: list[Row], at_once: int) -> list[Chunk]:
 
 def naive(rows: list[Row], goals: Goals) -> tuple[list[int], tuple[int, int, int]]:
     """The places of the victims by sorting everything, and what they leave of the goals."""
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].key, rows[i].inode, i))
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].key, rows[i].inode, rows[i].where, rows[i].name))
     victims: list[int] = []
     drop, shed, free = goals.drop, goals.shed, goals.free
     for i in order:
@@ -55,16 +57,18 @@ def naive(rows: list[Row], goals: Goals) -> tuple[list[int], tuple[int, int, int
 # A few neighbouring keys and inodes make ties; extremes make many passes over the buckets.
 KEYS = st.one_of(st.integers(0, 5), st.integers(-(2**63), 2**63 - 2), st.integers(10**18, 10**18 + 1000))
 INODES = st.one_of(st.integers(1, 4), st.integers(1, 2**64 - 1))
+PLACES = st.tuples(st.integers(0, 2), st.sampled_from("ab"))
 SIZES = st.one_of(st.just(0), st.integers(0, 10), st.integers(0, 2**40))
 
 
 @st.composite
 def some_rows(draw: st.DrawFn) -> list[Row]:
     rows = []
-    for key, inode, size, frees in draw(
-        st.lists(st.tuples(KEYS, INODES, SIZES, st.integers(0, 2)), max_size=60)
+    for key, inode, size, frees, (where, name) in draw(
+        st.lists(st.tuples(KEYS, INODES, SIZES, st.integers(0, 2), PLACES), max_size=60)
     ):
-        rows.append(Row(key, inode, size, (0, size // 2, size)[frees]))
+        # No two names of a directory are the same.
+        rows.append(Row(key, inode, size, (0, size // 2, size)[frees], where, f"{name}{len(rows)}"))
     return rows
 
 
