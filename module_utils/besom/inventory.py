@@ -614,12 +614,14 @@ def read_files(
         nonlocal reader
         if taker is not None:
             return partial(taker.look, found) if taker.looks and going else None
-        if reader is None and alone >= _ALONE and not whole and run.effort.workers > 1:
+        if alone < _ALONE or count < _SMALL or whole or run.effort.workers == 1:
+            return None
+        if reader is None:
             # 15 ms on a module's arrival.
             from .file_reading import FileReader
 
             reader = reading_ends.enter_context(FileReader(found, run))
-        return reader.look if reader is not None and count >= _SMALL else None
+        return reader.look
 
     def left(_name: str) -> None:
         # None for one that could not be read at all.
