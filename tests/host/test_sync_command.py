@@ -47,6 +47,11 @@ class Scene:
     def stalling(self, dest: str, after: int = 300_000) -> None:
         self.add(dest, vices=[stalled(after, self.until)])
 
+    def wait_for_bytes(self, process: subprocess.Popen[str], size: int) -> None:
+        """Wait until that many bytes of a file have come, as its temp shows."""
+        while not any(path.stat().st_size >= size for path in self.store.glob(".*.part")):
+            assert process.poll() is None
+
     @property
     def manifest(self) -> Path:
         path = self.path / "manifest"
@@ -248,6 +253,8 @@ def test_one_signal_lets_what_is_in_flight_come_to_its_end(scene: Scene) -> None
     process = scene.start("--parallel", "1", stderr=theirs)
     os.close(theirs)
     first, other = scene.mirror.first_of("/one", "/two")
+    # Who has asked, and has no answer yet, is not waited for.
+    scene.wait_for_bytes(process, 1)
     process.send_signal(signal.SIGINT)
     seen = b""
     with contextlib.suppress(OSError):  # the terminal of a process that has ended
@@ -296,11 +303,10 @@ def test_two_processes_fetch_one_file_once(scene: Scene) -> None:
 
 @contextlib.contextmanager
 def at(scene: Scene, dest: str, size: int) -> Iterator[subprocess.Popen[str]]:
-    """A sync that has got so many bytes of dest, as its temp shows, and waits for the rest."""
+    """A sync that has got so many bytes of dest, and waits for the rest."""
     process = scene.start()
     scene.mirror.wait_for(f"/{dest}")
-    while not any(path.stat().st_size >= size for path in scene.store.glob(".*.part")):
-        assert process.poll() is None
+    scene.wait_for_bytes(process, size)
     yield process
     scene.end(process)
 
