@@ -121,6 +121,4 @@ class _Hand(Looker):
         return full
 
     def result(self) -> _Read:
-        if self.seen is not None and self.seen.chunks:
-            self.seen.chunks[-1].seal()
-        return _Read(self._full(0), self.seen, self.left_out)
+        return _Read(self._full(0), self.all_seen(), self.left_out)

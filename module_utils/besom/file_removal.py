@@ -120,9 +120,7 @@ class _Hand(Looker):
     def result(self) -> Removed:
         with suppress(OSError):
             self.place.rise()
-        if self.seen is not None and self.seen.chunks:
-            self.seen.chunks[-1].seal()
-        self.outcome.seen, self.outcome.left_out = self.seen, self.left_out
+        self.outcome.seen, self.outcome.left_out = self.all_seen(), self.left_out
         return self.outcome
 
     def left(self, cursor: Cursor, directory: int, ident: Ident) -> None:

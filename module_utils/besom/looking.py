@@ -147,17 +147,10 @@ class Looker:
         table = LockTable()
         error = place.go(where)
         fd = place.cursor.fd
-        here = self.ways.path(self.ways.parents[where], self.ways.names[where]) if where else ""
-        if error and error.errno == errno.ENOENT:
-            yield seen, fd, ()
-            return
-        if error and (isinstance(error, MountPoint) or error.errno not in ELSEWHERE):
-            self.left_out[where] = unread(here, error)
-            yield seen, fd, ()
-            return
-        why = CHANGED if error or place.cursor.ident != job.ident else locked_by(place.cursor, table)
-        if why:
-            self.left_out[where] = Blocked(here, why)
+        blocked = self._blocked(job, error, table)
+        if blocked is not None:
+            self.left_out[where] = blocked
+        if error is not None or blocked is not None:
             yield seen, fd, ()
             return
         sums, path = Sums(os.fstat(fd)), partial(self.ways.path, where)
@@ -169,6 +162,23 @@ class Looker:
             seen.count(sums)
             if sums.refused is not None:
                 self.left_out[where] = unread(place.cursor.path(), sums.refused)
+
+    def _blocked(self, job: Names, error: OSError | None, table: LockTable) -> Blocked | None:
+        """Why the directory of job is not looked at, unless it is gone; error: that of going there."""
+        if error is not None and error.errno == errno.ENOENT:
+            return None
+        where, ways, cursor = job.where, self.ways, self.place.cursor
+        here = ways.path(ways.parents[where], ways.names[where]) if where else ""
+        if error is not None and (isinstance(error, MountPoint) or error.errno not in ELSEWHERE):
+            return unread(here, error)
+        why = CHANGED if error is not None or cursor.ident != job.ident else locked_by(cursor, table)
+        return Blocked(here, why) if why else None
+
+    def all_seen(self) -> Inventory | None:
+        """What was seen, its tables sealed, once there is nothing more to look at."""
+        if self.seen is not None and self.seen.chunks:
+            self.seen.chunks[-1].seal()
+        return self.seen
 
     def close(self) -> None:
         self.place.cursor.rise(0)

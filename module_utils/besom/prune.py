@@ -27,7 +27,7 @@ from .policy import Policy, Store
 from .report import CAP, INDEX, PART, STATVFS, WALK, Report, Tally
 from .root import Root
 from .run import Forecast, Run
-from .selection import Chunk, Goals, Victim, choose, first_victims, first_victims_of, tally
+from .selection import Chunk, Goals, Victim, choose, first_victims, first_victims_of, tally, victims_of
 from .tree import Cursor, file_forbids, finish_trash, has_trash, is_directory
 from .units import format_size, printable
 
@@ -394,13 +394,7 @@ def _list_victims(
     if kind == "file":
         taken = first_victims_of(found.chunks, taken)
     else:
-        rows = (
-            row
-            for chunk in found.chunks
-            if any(chunk.victims)
-            for row in compress(zip(chunk.where, chunk.names, chunk.key, chunk.freed), chunk.victims)
-        )
-        taken = list(islice(rows, CAP))
+        taken = list(islice(chain.from_iterable(map(victims_of, found.chunks)), CAP))
     named = taken[: max(0, CAP - len(report.victims.items))]
     for key, path, freed in sorted(
         (key, found.path(where, name), freed) for where, name, key, freed in named

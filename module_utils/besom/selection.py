@@ -213,8 +213,14 @@ def _in_order(chunks: list[Chunk], rows: list[tuple[int, int, int, int]]) -> lis
     return sorted(rows, key=lambda row: (row[:2], places.get(row[2:], ())))
 
 
-# A file that goes: its directory and name, by which some are the first of many; its key and bytes.
+# One that goes: its directory and name, by which some files are the first of many; its key and bytes.
 Victim = tuple[int, str, int, int]
+
+
+def victims_of(chunk: Chunk) -> Iterator[Victim]:
+    """Those that are marked in a chunk, which is unpacked only for some."""
+    if any(chunk.victims):
+        yield from compress(zip(chunk.where, chunk.names, chunk.key, chunk.freed), chunk.victims)
 
 
 def first_victims(*several: Iterable[Victim]) -> list[Victim]:
@@ -228,7 +234,7 @@ def first_victims_of(chunks: Iterable[Chunk], first: list[Victim]) -> list[Victi
         marks = chunk.victims
         if not any(marks) or (len(first) == CAP and min(compress(chunk.where, marks)) > first[-1][0]):
             continue
-        first = first_victims(first, compress(zip(chunk.where, chunk.names, chunk.key, chunk.freed), marks))
+        first = first_victims(first, victims_of(chunk))
     return first
 
 
